@@ -1,0 +1,77 @@
+// Boundary checks: every message names the op, the argument, what was needed and what came.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+#include <string_view>
+
+#include "kernels.h"
+
+namespace rapkernels {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+inline void check_storage(const char* op, const char* name, const Tensor& t) {
+  const auto type = t.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble || type == at::kHalf ||
+                  type == at::kBFloat16,
+              op, ": ", name, " must be float32, float64, float16 or bfloat16, got ",
+              t.scalar_type());
+}
+
+inline void check_like(const char* op, const char* name, const Tensor& t, const char* other_name,
+                       const Tensor& other) {
+  TORCH_CHECK(t.scalar_type() == other.scalar_type(), op, ": ", name, " must have the dtype of ",
+              other_name, " (", other.scalar_type(), "), got ", t.scalar_type());
+  TORCH_CHECK(t.device() == other.device(), op, ": ", name, " must be on the device of ",
+              other_name, " (", other.device(), "), got ", t.device());
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& t, at::IntArrayRef shape) {
+  TORCH_CHECK(t.sizes() == shape, op, ": ", name, " must have shape ", shape, ", got ", t.sizes());
+}
+
+inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t low,
+                      int64_t high) {
+  TORCH_CHECK(t.dim() >= low && t.dim() <= high, op, ": ", name, " must have ", low,
+              low == high ? "" : " to " + std::to_string(high), " dimensions, got ", t.dim());
+}
+
+// psi, scale and total: one float64 per sample.
+inline void check_per_sample(const char* op, const char* name, const OptionalTensor& t,
+                             const Tensor& x) {
+  if (!t) return;
+  TORCH_CHECK(t->scalar_type() == at::kDouble, op, ": ", name, " must be float64, got ",
+              t->scalar_type());
+  TORCH_CHECK(t->dim() == 1 && t->size(0) == x.size(0), op, ": ", name, " must have shape [",
+              x.size(0), "], one entry per sample, got ", t->sizes());
+  TORCH_CHECK(t->device() == x.device(), op, ": ", name, " must be on ", x.device(), ", got ",
+              t->device());
+}
+
+inline void check_list(const char* op, const char* name, at::IntArrayRef list, int64_t length,
+                       int64_t least) {
+  TORCH_CHECK(static_cast<int64_t>(list.size()) == length, op, ": ", name, " must have ", length,
+              " entries, got ", list.size());
+  for (const int64_t value : list) {
+    TORCH_CHECK(value >= least, op, ": ", name, " must be at least ", least,
+                " in every entry, got ", list);
+  }
+}
+
+inline Rule parse_rule(const char* op, std::string_view rule) {
+  if (rule == "rap") return Rule::kRap;
+  TORCH_CHECK(rule == "rap_conv", op, ": rule must be 'rap' or 'rap_conv', got '", rule, "'");
+  return Rule::kRapConv;
+}
+
+inline Share parse_share(const char* op, std::string_view rule) {
+  if (rule == "absolute") return Share::kAbsolute;
+  TORCH_CHECK(rule == "ratio", op, ": rule must be 'absolute' or 'ratio', got '", rule, "'");
+  return Share::kRatio;
+}
+
+}  // namespace rapkernels

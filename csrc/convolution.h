@@ -1,0 +1,37 @@
+// ATen's convolutions as the linear maps C_W and T_W of the contribution algebra.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "checks.h"
+
+namespace rapkernels {
+
+struct ConvShape {
+  std::vector<int64_t> stride;
+  std::vector<int64_t> padding;  // what both sides of a dimension have
+  std::vector<int64_t> dilation;
+  int64_t groups;
+  std::vector<int64_t> low;   // what the low side has beyond that
+  std::vector<int64_t> high;  // what the high side has beyond that
+};
+
+// Checks shapes and dtypes; `padding` holds (low, high) for each spatial dimension, the first first.
+ConvShape check_convolution(const char* op, const Tensor& x, const Tensor& weight,
+                            const Tensor& relevance, at::IntArrayRef stride,
+                            at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);
+
+// x with the padding that only one side has, and back.
+Tensor pad_unequal(const Tensor& x, const ConvShape& conv);
+Tensor crop_unequal(const Tensor& x, const ConvShape& conv);
+
+// C_W(x), no bias, in the layout of x.
+Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv);
+
+// T_W(s): the adjoint of C_W, shaped like x.
+Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
+                           const ConvShape& conv);
+
+}  // namespace rapkernels

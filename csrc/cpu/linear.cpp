@@ -1,0 +1,188 @@
+// The fused linear step for few rows: W is read once per direction and split in registers.
+#include "../rules.h"
+#include "simd.h"
+
+namespace rapkernels::cpu {
+namespace {
+
+// Samples that share one read of W, and rows of W that share one pass over the accumulators.
+constexpr int64_t kSamples = 4;
+constexpr int64_t kRows = 4;
+// Inputs of one task of the backward: the accumulators of kSamples samples stay in L1.
+constexpr int64_t kInputs = 1024;
+// Float sums are handed to the outer accumulator after this many inputs.
+constexpr int64_t kSegment = 4096;
+
+// positive[s] = sum of max(w x, 0), negative[s] = sum of max(-w x, 0), for one row of W.
+template <typename T, int64_t samples>
+RAPKERNELS_INLINE void split_row(const T* weight, const T* x, int64_t inputs, T* positive,
+                                 T* negative, int64_t stride) {
+  using V = Vector<T>;
+  using Lanes = typename V::type;
+  T plus[samples] = {};
+  T minus[samples] = {};
+  for (int64_t begin = 0; begin < inputs; begin += kSegment) {
+    const int64_t end = std::min(inputs, begin + kSegment);
+    Lanes up[samples] = {};
+    Lanes down[samples] = {};
+    int64_t i = begin;
+    for (; i + V::lanes <= end; i += V::lanes) {
+      Lanes w;
+      std::memcpy(&w, weight + i, sizeof(w));
+      for (int64_t s = 0; s < samples; ++s) {
+        Lanes v;
+        std::memcpy(&v, x + s * inputs + i, sizeof(v));
+        const Lanes message = w * v;
+        const Lanes supporting = message > 0 ? message : Lanes{};
+        up[s] += supporting;
+        down[s] += supporting - message;
+      }
+    }
+    for (int64_t s = 0; s < samples; ++s) {
+      for (int64_t l = 0; l < V::lanes; ++l) {
+        plus[s] += up[s][l];
+        minus[s] += down[s][l];
+      }
+      for (int64_t k = i; k < end; ++k) {
+        const T message = weight[k] * x[s * inputs + k];
+        plus[s] += message > 0 ? message : T(0);
+        minus[s] += message > 0 ? T(0) : -message;
+      }
+    }
+  }
+  for (int64_t s = 0; s < samples; ++s) {
+    positive[s * stride] = plus[s];
+    negative[s * stride] = minus[s];
+  }
+}
+
+template <typename T>
+RAPKERNELS_CLONES void split_rows(const T* x, const T* weight, T* positive, T* negative,
+                                  int64_t rows, int64_t inputs, int64_t outputs, int64_t first,
+                                  int64_t last) {
+  for (int64_t j = first; j < last; ++j) {
+    const T* w = weight + j * inputs;
+    int64_t n = 0;
+    for (; n + kSamples <= rows; n += kSamples) {
+      split_row<T, kSamples>(w, x + n * inputs, inputs, positive + n * outputs + j,
+                             negative + n * outputs + j, outputs);
+    }
+    for (; n < rows; ++n) {
+      split_row<T, 1>(w, x + n * inputs, inputs, positive + n * outputs + j,
+                      negative + n * outputs + j, outputs);
+    }
+  }
+}
+
+// gradient[s][i] += sum over `count` rows of |w| * (w x > 0 ? S+ : S-).
+template <typename T, int64_t samples, int64_t count>
+RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T* x,
+                                       const T* positive, const T* negative, int64_t outputs,
+                                       int64_t size, T* gradient) {
+  using V = Vector<T>;
+  using Lanes = typename V::type;
+  int64_t i = 0;
+  for (; i + V::lanes <= size; i += V::lanes) {
+    Lanes w[count];
+    Lanes absolute[count];
+    for (int64_t r = 0; r < count; ++r) {
+      std::memcpy(&w[r], weight + r * inputs + i, sizeof(Lanes));
+      absolute[r] = w[r] > 0 ? w[r] : -w[r];
+    }
+    for (int64_t s = 0; s < samples; ++s) {
+      Lanes v, sum;
+      std::memcpy(&v, x + s * inputs + i, sizeof(v));
+      std::memcpy(&sum, gradient + s * kInputs + i, sizeof(sum));
+      for (int64_t r = 0; r < count; ++r) {
+        const Lanes up = Lanes{} + positive[s * outputs + r];
+        const Lanes down = Lanes{} + negative[s * outputs + r];
+        sum += absolute[r] * (w[r] * v > 0 ? up : down);
+      }
+      std::memcpy(gradient + s * kInputs + i, &sum, sizeof(sum));
+    }
+  }
+  for (; i < size; ++i) {
+    for (int64_t s = 0; s < samples; ++s) {
+      for (int64_t r = 0; r < count; ++r) {
+        const T w = weight[r * inputs + i];
+        const T part = w * x[s * inputs + i] > 0 ? positive[s * outputs + r]
+                                                 : negative[s * outputs + r];
+        gradient[s * kInputs + i] += magnitude(w) * part;
+      }
+    }
+  }
+}
+
+template <typename T, int64_t samples>
+RAPKERNELS_INLINE void contribute(const T* x, const T* weight, const T* positive,
+                                  const T* negative, T* contribution, int64_t inputs,
+                                  int64_t outputs, int64_t size) {
+  T gradient[samples * kInputs] = {};
+  int64_t j = 0;
+  for (; j + kRows <= outputs; j += kRows) {
+    accumulate_rows<T, samples, kRows>(weight + j * inputs, inputs, x, positive + j, negative + j,
+                                       outputs, size, gradient);
+  }
+  for (; j < outputs; ++j) {
+    accumulate_rows<T, samples, 1>(weight + j * inputs, inputs, x, positive + j, negative + j,
+                                   outputs, size, gradient);
+  }
+  for (int64_t s = 0; s < samples; ++s) {
+    for (int64_t i = 0; i < size; ++i) {
+      contribution[s * inputs + i] =
+          finite_or_zero(magnitude(x[s * inputs + i]) * gradient[s * kInputs + i]);
+    }
+  }
+}
+
+template <typename T>
+RAPKERNELS_CLONES void contribute_columns(const T* x, const T* weight, const T* positive,
+                                          const T* negative, T* contribution, int64_t rows,
+                                          int64_t inputs, int64_t outputs, int64_t first,
+                                          int64_t size) {
+  int64_t n = 0;
+  for (; n + kSamples <= rows; n += kSamples) {
+    contribute<T, kSamples>(x + n * inputs + first, weight + first, positive + n * outputs,
+                            negative + n * outputs, contribution + n * inputs + first, inputs,
+                            outputs, size);
+  }
+  for (; n < rows; ++n) {
+    contribute<T, 1>(x + n * inputs + first, weight + first, positive + n * outputs,
+                     negative + n * outputs, contribution + n * inputs + first, inputs, outputs,
+                     size);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void linear_split(const T* x, const T* weight, T* positive, T* negative, int64_t rows,
+                  int64_t inputs, int64_t outputs) {
+  const int64_t grain = std::max<int64_t>(1, kTask / std::max<int64_t>(1, inputs * rows));
+  at::parallel_for(0, outputs, grain, [&](int64_t first, int64_t last) {
+    split_rows(x, weight, positive, negative, rows, inputs, outputs, first, last);
+  });
+}
+
+template <typename T>
+void linear_contribution(const T* x, const T* weight, const T* positive, const T* negative,
+                         T* contribution, int64_t rows, int64_t inputs, int64_t outputs) {
+  const int64_t blocks = (inputs + kInputs - 1) / kInputs;
+  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t begin = b * kInputs;
+      contribute_columns(x, weight, positive, negative, contribution, rows, inputs, outputs, begin,
+                         std::min(kInputs, inputs - begin));
+    }
+  });
+}
+
+#define RAPKERNELS_INSTANTIATE(T)                                                            \
+  template void linear_split(const T*, const T*, T*, T*, int64_t, int64_t, int64_t);         \
+  template void linear_contribution(const T*, const T*, const T*, const T*, T*, int64_t,     \
+                                    int64_t, int64_t);
+RAPKERNELS_INSTANTIATE(float)
+RAPKERNELS_INSTANTIATE(double)
+#undef RAPKERNELS_INSTANTIATE
+
+}  // namespace rapkernels::cpu

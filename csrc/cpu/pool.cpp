@@ -1,0 +1,177 @@
+// Max and average pooling in one to three dimensions, fixed or adaptive windows, both layouts.
+// A task owns its inputs, so overlapping windows add up in a fixed order without atomics.
+#include "../rules.h"
+#include "simd.h"
+
+namespace rapkernels::cpu {
+namespace {
+
+// Channels of a channels-last task: contiguous, so that the loops over them vectorise.
+constexpr int64_t kChannels = 64;
+
+// One task: `channels` contiguous channels of one sample, or one plane of a contiguous tensor.
+template <typename T>
+struct Plane {
+  const T* x;
+  const T* relevance;
+  T* out;
+  T psi;
+  int64_t channels;
+  int64_t stride;  // between two positions
+};
+
+// Calls body(position) for every input position of the window of output (o0, o1, o2), row-major.
+template <typename Body>
+RAPKERNELS_INLINE void visit(const PoolShape& shape, int64_t o0, int64_t o1, int64_t o2,
+                             const Body& body) {
+  const Windows* w = shape.windows;
+  for (int64_t i = w[0].begin[o0]; i < w[0].end[o0]; i += w[0].step) {
+    for (int64_t j = w[1].begin[o1]; j < w[1].end[o1]; j += w[1].step) {
+      for (int64_t k = w[2].begin[o2]; k < w[2].end[o2]; k += w[2].step) {
+        body((i * w[1].inputs + j) * w[2].inputs + k);
+      }
+    }
+  }
+}
+
+template <typename T>
+RAPKERNELS_INLINE void max_window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
+                                  int64_t o1, int64_t o2, const T* relevance, double* lost) {
+  T best[kChannels];
+  int64_t winner[kChannels];
+  bool first = true;
+  visit(shape, o0, o1, o2, [&](int64_t position) {
+    const T* x = plane.x + position * plane.stride;
+    if (first) {
+      for (int64_t c = 0; c < plane.channels; ++c) {
+        best[c] = x[c];
+        winner[c] = position;
+      }
+      first = false;
+      return;
+    }
+    for (int64_t c = 0; c < plane.channels; ++c) {
+      const bool better = x[c] > best[c];
+      best[c] = better ? x[c] : best[c];
+      winner[c] = better ? position : winner[c];
+    }
+  });
+  for (int64_t c = 0; c < plane.channels; ++c) {
+    const T r = shifted(relevance[c], plane.psi);
+    if (first || best[c] == T(0)) {
+      *lost += static_cast<double>(r);
+    } else {
+      plane.out[winner[c] * plane.stride + c] += r;
+    }
+  }
+}
+
+template <typename T, typename S>
+RAPKERNELS_INLINE void avg_window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
+                                  int64_t o1, int64_t o2, const T* relevance, double* lost) {
+  T whole[kChannels] = {};
+  T factor[kChannels];
+  visit(shape, o0, o1, o2, [&](int64_t position) {
+    const T* x = plane.x + position * plane.stride;
+    for (int64_t c = 0; c < plane.channels; ++c) whole[c] += S::weight(x[c]);
+  });
+  for (int64_t c = 0; c < plane.channels; ++c) {
+    const T r = shifted(relevance[c], plane.psi);
+    const bool reached = magnitude(whole[c]) > Guard<T>::tiny;
+    factor[c] = reached ? finite_or_zero(r / whole[c]) : T(0);
+    *lost += reached ? 0.0 : static_cast<double>(r);
+  }
+  visit(shape, o0, o1, o2, [&](int64_t position) {
+    const T* x = plane.x + position * plane.stride;
+    T* out = plane.out + position * plane.stride;
+    for (int64_t c = 0; c < plane.channels; ++c) out[c] += S::weight(x[c]) * factor[c];
+  });
+}
+
+struct Max {
+  template <typename T>
+  static RAPKERNELS_INLINE void window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
+                                       int64_t o1, int64_t o2, const T* relevance, double* lost) {
+    max_window(plane, shape, o0, o1, o2, relevance, lost);
+  }
+};
+
+template <typename S>
+struct Average {
+  template <typename T>
+  static RAPKERNELS_INLINE void window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
+                                       int64_t o1, int64_t o2, const T* relevance, double* lost) {
+    avg_window<T, S>(plane, shape, o0, o1, o2, relevance, lost);
+  }
+};
+
+template <typename T, typename Kind>
+RAPKERNELS_CLONES double plane_run(const Plane<T>& plane, const PoolShape& shape) {
+  const Windows* w = shape.windows;
+  const int64_t inputs = w[0].inputs * w[1].inputs * w[2].inputs;
+  for (int64_t i = 0; i < inputs; ++i) {
+    for (int64_t c = 0; c < plane.channels; ++c) plane.out[i * plane.stride + c] = T(0);
+  }
+  double lost = 0;
+  const T* relevance = plane.relevance;
+  for (int64_t o0 = 0; o0 < w[0].outputs; ++o0) {
+    for (int64_t o1 = 0; o1 < w[1].outputs; ++o1) {
+      for (int64_t o2 = 0; o2 < w[2].outputs; ++o2, relevance += plane.stride) {
+        Kind::window(plane, shape, o0, o1, o2, relevance, &lost);
+      }
+    }
+  }
+  return lost;
+}
+
+template <typename T, typename Kind>
+void pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
+          const PoolShape& shape) {
+  const Windows* w = shape.windows;
+  const int64_t inputs = w[0].inputs * w[1].inputs * w[2].inputs;
+  const int64_t outputs = w[0].outputs * w[1].outputs * w[2].outputs;
+  const int64_t width = shape.channels_last ? kChannels : 1;
+  const int64_t tasks = (shape.channels + width - 1) / width;
+  std::vector<double> partial(shape.samples * tasks);
+  at::parallel_for(0, shape.samples * tasks, 1, [&](int64_t first, int64_t last) {
+    for (int64_t t = first; t < last; ++t) {
+      const int64_t n = t / tasks;
+      const int64_t channel = (t % tasks) * width;
+      const int64_t stride = shape.channels_last ? shape.channels : 1;
+      const int64_t in = n * shape.channels * inputs + channel * (shape.channels_last ? 1 : inputs);
+      const int64_t to =
+          n * shape.channels * outputs + channel * (shape.channels_last ? 1 : outputs);
+      const Plane<T> plane{x + in, relevance + to, out + in, static_cast<T>(psi_of(psi, n)),
+                           std::min(width, shape.channels - channel), stride};
+      partial[t] = plane_run<T, Kind>(plane, shape);
+    }
+  });
+  reduce(partial, absorbed, shape.samples);
+}
+
+}  // namespace
+
+template <typename T>
+void max_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
+              const PoolShape& shape) {
+  pool<T, Max>(x, relevance, psi, out, absorbed, shape);
+}
+
+template <typename T>
+void avg_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
+              const PoolShape& shape, Share share) {
+  if (share == Share::kAbsolute) {
+    pool<T, Average<AbsoluteShare>>(x, relevance, psi, out, absorbed, shape);
+  } else {
+    pool<T, Average<RatioShare>>(x, relevance, psi, out, absorbed, shape);
+  }
+}
+
+#define RAPKERNELS_INSTANTIATE(T)                                                              \
+  template void max_pool(const T*, const T*, const double*, T*, double*, const PoolShape&);    \
+  template void avg_pool(const T*, const T*, const double*, T*, double*, const PoolShape&, Share);
+RAPKERNELS_INSTANTIATE(float)
+RAPKERNELS_INSTANTIATE(double)
+#undef RAPKERNELS_INSTANTIATE
+
+}  // namespace rapkernels::cpu

@@ -1,0 +1,114 @@
+#include "quotient.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+namespace rapkernels {
+
+Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
+               const OptionalTensor& psi, Rule rule, Form form, Output output, Packing packing) {
+  const int64_t samples = relevance.size(0);
+  const int64_t size = samples ? relevance.numel() / samples : 0;
+  const int64_t channels = relevance.dim() > 1 ? relevance.size(1) : 1;
+  const auto format = relevance.suggest_memory_format();
+
+  Parts parts;
+  SplitLayout layout{samples, 1, size, 0, 0, 0};
+  auto shape = relevance.sizes().vec();
+  if (packing == Packing::kApart) {
+    shape.insert(shape.begin(), 2);
+    parts.packed = at::empty(shape, relevance.options());
+    layout.sample_stride = size;
+    layout.part_offset = samples * size;
+    const auto part = [&](int64_t i) {
+      return parts.packed.select(0, i).as_strided(relevance.sizes(), relevance.strides(),
+                                                  i * samples * size);
+    };
+    parts.positive = part(0);
+    parts.negative = part(1);
+  } else {
+    shape[1] = 2 * channels;
+    parts.packed = at::empty(shape, relevance.options().memory_format(format));
+    layout.sample_stride = 2 * size;
+    layout.part_offset = size;
+    if (format != at::MemoryFormat::Contiguous) {
+      layout.rows = channels ? size / channels : 0;
+      layout.columns = channels;
+      layout.row_stride = 2 * channels;
+      layout.part_offset = channels;
+    }
+    parts.positive = parts.packed.narrow(1, 0, channels);
+    parts.negative = parts.packed.narrow(1, channels, channels);
+  }
+  parts.total = per_sample(relevance, 0.0);
+  AT_DISPATCH_FLOATING_TYPES(relevance.scalar_type(), "quotient", [&] {
+    cpu::split_quotient(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
+                        relevance.const_data_ptr<scalar_t>(), data_or_null(psi),
+                        parts.packed.mutable_data_ptr<scalar_t>(),
+                        parts.total.mutable_data_ptr<double>(), layout, form, rule, output);
+  });
+  return parts;
+}
+
+Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, Gate form) {
+  const int64_t samples = x.size(0);
+  Gated out{first, empty_statistics(x)};
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "gate", [&] {
+    cpu::gate(x.const_data_ptr<scalar_t>(), first.const_data_ptr<scalar_t>(),
+              second ? second->const_data_ptr<scalar_t>() : nullptr,
+              out.values.mutable_data_ptr<scalar_t>(),
+              reinterpret_cast<Statistics*>(out.statistics.mutable_data_ptr<double>()), samples,
+              samples ? x.numel() / samples : 0, form);
+  });
+  return out;
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> split_quotient(const Tensor& z, const Tensor& a,
+                                                  const Tensor& relevance,
+                                                  const OptionalTensor& psi,
+                                                  std::string_view rule) {
+  constexpr const char* op = "split_quotient";
+  check_storage(op, "z", z);
+  TORCH_CHECK(z.dim() >= 1, op, ": z must have at least 1 dimension (N, ...), got 0");
+  check_like(op, "a", a, "z", z);
+  check_like(op, "relevance", relevance, "z", z);
+  check_shape(op, "a", a, z.sizes());
+  check_shape(op, "relevance", relevance, z.sizes());
+  check_per_sample(op, "psi", psi, z);
+  const auto format = z.suggest_memory_format();
+  const Parts parts =
+      quotient(operand(z, format), operand(a, format), operand(relevance, format), psi,
+               parse_rule(op, rule), Form::kAbsolute, Output::kParts, Packing::kApart);
+  return {parts.positive.to(z.scalar_type()).clone(), parts.negative.to(z.scalar_type()).clone(),
+          parts.total};
+}
+
+std::tuple<Tensor, Tensor, Tensor> gate_op(const Tensor& x, const Tensor& gradient,
+                                           const OptionalTensor& total,
+                                           const OptionalTensor& scale) {
+  constexpr const char* op = "gate";
+  check_storage(op, "x", x);
+  TORCH_CHECK(x.dim() >= 1, op, ": x must have at least 1 dimension (N, ...), got 0");
+  check_like(op, "gradient", gradient, "x", x);
+  check_shape(op, "gradient", gradient, x.sizes());
+  check_per_sample(op, "total", total, x);
+  check_per_sample(op, "scale", scale, x);
+  const auto format = x.suggest_memory_format();
+  Tensor owned = gradient.to(accumulate_type(x.scalar_type()), /*non_blocking=*/false,
+                             /*copy=*/true).contiguous(format);
+  const Gated gated = gate(operand(x, format), owned, std::nullopt, Gate::kProduct);
+  const State state = settle(gated.values, gated.statistics, total, scale, x.scalar_type());
+  return {std::get<0>(state), std::get<1>(state), std::get<2>(state)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rapkernels, CPU, m) {
+  m.impl("split_quotient", &split_quotient);
+  m.impl("gate", &gate_op);
+}
+
+}  // namespace rapkernels

@@ -1,0 +1,49 @@
+// The schemas of every op, and nothing else. Each op's implementations stand at the bottom of the
+// file that has its name. States are (values, psi, scale); see rapkernels/relevance.py.
+#include <torch/library.h>
+
+TORCH_LIBRARY(rapkernels, m) {
+  m.def(
+      "relprop_linear(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, Tensor? scale, "
+      "str rule) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_conv(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
+      "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "
+      "bool nonnegative) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_zbox_linear(Tensor x, Tensor weight, Tensor low, Tensor high, Tensor relevance, "
+      "Tensor? psi, Tensor? scale) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_zbox_conv(Tensor x, Tensor weight, Tensor low, Tensor high, Tensor relevance, "
+      "Tensor? psi, Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_first_linear(Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor score, "
+      "str rule) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_max_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale, "
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_avg_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale, "
+      "int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, str rule) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_adaptive_max_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_adaptive_avg_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale, "
+      "str rule) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_add(Tensor a, Tensor b, Tensor relevance, Tensor? psi, Tensor? scale, str rule) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "merge(Tensor values_a, Tensor? psi_a, Tensor? scale_a, Tensor values_b, Tensor? psi_b, "
+      "Tensor? scale_b) -> (Tensor, Tensor)");
+  m.def("apply_shift(Tensor values, Tensor? psi, Tensor? scale) -> Tensor");
+  m.def(
+      "split_quotient(Tensor z, Tensor a, Tensor relevance, Tensor? psi, str rule) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "gate(Tensor x, Tensor gradient, Tensor? total, Tensor? scale) -> (Tensor, Tensor, Tensor)");
+}

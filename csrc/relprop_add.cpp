@@ -1,0 +1,51 @@
+// The residual add: relevance shared between its two terms.
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include "state.h"
+
+namespace rapkernels {
+namespace {
+
+State relprop_add(const Tensor& a, const Tensor& b, const Tensor& relevance,
+                  const OptionalTensor& psi, const OptionalTensor& scale, std::string_view rule) {
+  constexpr const char* op = "relprop_add";
+  check_storage(op, "a", a);
+  TORCH_CHECK(a.dim() >= 1, op, ": a must have at least 1 dimension (N, ...), got 0");
+  check_like(op, "b", b, "a", a);
+  check_like(op, "relevance", relevance, "a", a);
+  check_shape(op, "b", b, a.sizes());
+  check_shape(op, "relevance", relevance, a.sizes());
+  check_per_sample(op, "psi", psi, a);
+  check_per_sample(op, "scale", scale, a);
+  const Share share = parse_share(op, rule);
+
+  const auto format = a.suggest_memory_format();
+  const Tensor first = operand(a, format);
+  const Tensor second = operand(b, format);
+  const Tensor incoming = operand(relevance, format);
+  Tensor to_a = at::empty_like(first);
+  Tensor to_b = at::empty_like(first);
+  Tensor absorbed = per_sample(a, 0);
+  const int64_t samples = a.size(0);
+  AT_DISPATCH_FLOATING_TYPES(first.scalar_type(), op, [&] {
+    cpu::add(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
+             incoming.const_data_ptr<scalar_t>(), data_or_null(psi),
+             to_a.mutable_data_ptr<scalar_t>(), to_b.mutable_data_ptr<scalar_t>(),
+             absorbed.mutable_data_ptr<double>(), samples, samples ? a.numel() / samples : 0,
+             share);
+  });
+  if (scale) absorbed.mul_(*scale);
+  const auto storage = a.scalar_type();
+  const Tensor unit = scale ? scale->clone() : per_sample(a, 1);
+  // Shares are bounded by the relevance that came in the same storage type, but for the ratio rule,
+  // whose overflow the storage type saturates.
+  return {to_a.to(storage), to_b.to(storage), unit, absorbed};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rapkernels, CPU, m) { m.impl("relprop_add", &relprop_add); }
+
+}  // namespace rapkernels

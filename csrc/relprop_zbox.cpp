@@ -1,0 +1,150 @@
+// The z-box step of the input layer (RAP Eq. 10), as the z+ rule on the extended input
+// [x - l, x - h] with the weights [w+, w-]: every message is >= 0 for l <= x <= h, so that nothing
+// cancels, and zero padding of the extended input is exactly the zero padding of l and h.
+#include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/where.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include "convolution.h"
+#include "state.h"
+
+namespace rapkernels {
+namespace {
+
+struct ZBox {
+  Tensor s;
+  Tensor absorbed;
+};
+
+ZBox zbox(const Tensor& z, const Tensor& relevance, const OptionalTensor& psi) {
+  ZBox out{at::empty_like(relevance), per_sample(relevance, 0)};
+  const int64_t samples = relevance.size(0);
+  AT_DISPATCH_FLOATING_TYPES(relevance.scalar_type(), "zbox", [&] {
+    cpu::zbox_quotient(z.const_data_ptr<scalar_t>(), relevance.const_data_ptr<scalar_t>(),
+                       data_or_null(psi), out.s.mutable_data_ptr<scalar_t>(),
+                       out.absorbed.mutable_data_ptr<double>(), samples,
+                       samples ? relevance.numel() / samples : 0);
+  });
+  return out;
+}
+
+Tensor finite(const Tensor& t) { return at::where(t.isfinite(), t, at::zeros_like(t)); }
+
+void check_bounds(const char* op, const Tensor& x, const Tensor& low, const Tensor& high) {
+  check_like(op, "low", low, "x", x);
+  check_like(op, "high", high, "x", x);
+  const auto broadcastable = [&](const Tensor& t) {
+    if (t.dim() > x.dim()) return false;
+    for (int64_t d = 1; d <= t.dim(); ++d) {
+      if (t.size(-d) != 1 && t.size(-d) != x.size(-d)) return false;
+    }
+    return true;
+  };
+  TORCH_CHECK(broadcastable(low), op, ": low must broadcast to the shape of x ", x.sizes(),
+              ", got ", low.sizes());
+  TORCH_CHECK(broadcastable(high), op, ": high must broadcast to the shape of x ", x.sizes(),
+              ", got ", high.sizes());
+}
+
+State relprop_zbox_linear(const Tensor& x, const Tensor& weight, const Tensor& low,
+                          const Tensor& high, const Tensor& relevance, const OptionalTensor& psi,
+                          const OptionalTensor& scale) {
+  constexpr const char* op = "relprop_zbox_linear";
+  check_storage(op, "x", x);
+  TORCH_CHECK(x.dim() >= 2, op, ": x must have at least 2 dimensions (N, *, I), got ", x.dim());
+  check_dim(op, "weight", weight, 2, 2);
+  check_like(op, "weight", weight, "x", x);
+  check_like(op, "relevance", relevance, "x", x);
+  TORCH_CHECK(x.size(-1) == weight.size(1), op, ": x must have ", weight.size(1),
+              " features in its last dimension, as weight ", weight.sizes(), " needs, got ",
+              x.sizes());
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  check_shape(op, "relevance", relevance, shape);
+  check_bounds(op, x, low, high);
+  check_per_sample(op, "psi", psi, x);
+  check_per_sample(op, "scale", scale, x);
+
+  const auto dense = at::MemoryFormat::Contiguous;
+  const int64_t inputs = weight.size(1);
+  const Tensor in = operand(x, dense);
+  const Tensor above = (in - operand(low, dense)).reshape({-1, inputs});
+  const Tensor below = (in - operand(high, dense)).reshape({-1, inputs});
+  const Tensor w = operand(weight, dense);
+  const Tensor plus = w.clamp_min(0);
+  const Tensor minus = w.clamp_max(0);
+  const Tensor incoming = operand(relevance, dense);
+  const Tensor z = at::mm(above, plus.t()).addmm_(below, minus.t());
+  const ZBox q = zbox(z.view(incoming.sizes()), incoming, psi);
+  const Tensor s = q.s.view({-1, weight.size(0)});
+  const Tensor values = finite(above * at::mm(s, plus) + below * at::mm(s, minus)).view(x.sizes());
+  return settle_complete(values, q.absorbed, scale, x.scalar_type());
+}
+
+// [x - l, x - h] or [w+, w-] along the input channels, group by group.
+Tensor extended(const Tensor& first, const Tensor& second, int64_t groups) {
+  if (groups == 1) return at::cat({first, second}, 1);
+  auto split = first.sizes().vec();
+  split[1] /= groups;
+  split.insert(split.begin() + 1, groups);
+  auto joined = first.sizes().vec();
+  joined[1] *= 2;
+  return at::cat({first.reshape(split), second.reshape(split)}, 2).reshape(joined);
+}
+
+// The sum of the two halves of the channels of each group.
+Tensor folded(const Tensor& both, int64_t groups) {
+  auto split = both.sizes().vec();
+  split[1] /= 2 * groups;
+  split.insert(split.begin() + 1, {groups, 2});
+  auto joined = both.sizes().vec();
+  joined[1] /= 2;
+  return both.contiguous().view(split).sum(2).reshape(joined);
+}
+
+State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low,
+                        const Tensor& high, const Tensor& relevance, const OptionalTensor& psi,
+                        const OptionalTensor& scale, at::IntArrayRef stride,
+                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  constexpr const char* op = "relprop_zbox_conv";
+  const ConvShape conv =
+      check_convolution(op, x, weight, relevance, stride, padding, dilation, groups);
+  check_bounds(op, x, low, high);
+  check_per_sample(op, "psi", psi, x);
+  check_per_sample(op, "scale", scale, x);
+  const auto format = x.suggest_memory_format();
+  if (x.numel() == 0 || relevance.numel() == 0) {
+    const Tensor none = at::zeros_like(x, x.options().memory_format(format));
+    return {none, per_sample(x, 0), scale ? scale->clone() : per_sample(x, 1), per_sample(x, 0)};
+  }
+
+  const Tensor in = operand(x, format);
+  const auto dense = at::MemoryFormat::Contiguous;
+  const Tensor both =
+      pad_unequal(extended(in - operand(low, dense), in - operand(high, dense), groups)
+                      .contiguous(format),
+                  conv);
+  const Tensor w = operand(weight, format);
+  const Tensor weights =
+      extended(w.clamp_min(0), w.clamp_max(0), 1).contiguous(format);
+  const Tensor incoming = operand(relevance, format);
+  const ZBox q = zbox(convolve(both, weights, conv), incoming, psi);
+  const Tensor messages = convolve_transposed(q.s, weights, both, conv).mul_(both);
+  const Tensor values =
+      finite(folded(crop_unequal(messages, conv), groups)).contiguous(format);
+  return settle_complete(values, q.absorbed, scale, x.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rapkernels, CPU, m) {
+  m.impl("relprop_zbox_linear", &relprop_zbox_linear);
+  m.impl("relprop_zbox_conv", &relprop_zbox_conv);
+}
+
+}  // namespace rapkernels

@@ -1,0 +1,41 @@
+// The relevance state between two ops: (values, psi, scale), true relevance
+// (values - psi [values != 0]) * scale per sample.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+
+#include "checks.h"
+
+namespace rapkernels {
+
+using State = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // values, psi, scale, absorbed
+
+// float for float32 and narrower storage, double for float64.
+at::ScalarType accumulate_type(at::ScalarType storage);
+
+// Dense in `format`, in the accumulate type; no copy where it already is.
+Tensor operand(const Tensor& t, at::MemoryFormat format);
+
+// (N,) float64 of the device of x, one value for each sample.
+Tensor per_sample(const Tensor& x, double value);
+
+// (N, 3) float64: sum, count and largest magnitude of each sample.
+Tensor empty_statistics(const Tensor& x);
+Tensor measure(const Tensor& values);
+
+const double* data_or_null(const OptionalTensor& t);
+
+// Settled relevance: `contribution` (accumulate type, dense) goes to its storage type, rescaled where
+// it leaves the safe range. With `total`, the shift that brings each sample's sum to it is pending in
+// psi, and what no element can take is absorbed; without, psi is zero and nothing is absorbed.
+State settle(const Tensor& contribution, const OptionalTensor& statistics,
+             const OptionalTensor& total, const OptionalTensor& scale, at::ScalarType storage);
+
+// The same for relevance that is already complete, with what its op absorbed (before scale).
+State settle_complete(const Tensor& values, const Tensor& absorbed, const OptionalTensor& scale,
+                      at::ScalarType storage);
+
+}  // namespace rapkernels

@@ -1,0 +1,78 @@
+"""Loads the extension once and keeps the reason where it cannot be loaded."""
+
+import warnings
+from typing import Any
+
+import torch
+
+_import_error: ImportError | None = None
+try:
+    from rapkernels import _C  # type: ignore[attr-defined]
+except ImportError as error:
+    _C = None
+    _import_error = error
+
+
+def has_ext() -> bool:
+    """Whether the native ops (``torch.ops.rapkernels``) are loaded."""
+    return _C is not None
+
+
+def import_error() -> ImportError | None:
+    """Why the extension could not be loaded; None where it is."""
+    return _import_error
+
+
+def require_ext() -> None:
+    """Raise RuntimeError, with the original ImportError as its cause, without the extension."""
+    if _C is None:
+        raise RuntimeError(
+            "the native ops of rapkernels are not loaded: build them with "
+            "'pip install --no-build-isolation .' or use backend='reference'; "
+            f"loading failed with: {_import_error}"
+        ) from _import_error
+
+
+def build_info() -> dict[str, Any]:
+    """How the library was built and what it runs on.
+
+    Returns:
+        A dict: ``version``, ``extension`` (whether the native ops are loaded), ``error`` (why not, or
+        None), ``torch`` (the running version), ``threads``, and from the extension ``compiler``,
+        ``built_with_torch``, ``openmp``, ``cpu_clones`` (instruction-set levels) and ``cuda``.
+    """
+    from rapkernels._version import __version__
+
+    info: dict[str, Any] = {
+        "version": __version__,
+        "extension": has_ext(),
+        "error": None if _import_error is None else str(_import_error),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "compiler": None,
+        "built_with_torch": None,
+        "openmp": None,
+        "cpu_clones": (),
+        "cuda": False,
+    }
+    if _C is not None:
+        built = dict(_C.build_info())
+        info["built_with_torch"] = built.pop("torch")
+        info.update(built)
+    return info
+
+
+_warned = False
+
+
+def warn_reference_once(category: type[Warning]) -> None:
+    """Say once per process that the reference runs because the extension is missing."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "rapkernels runs its pure-PyTorch reference, which is slower: the native ops are not "
+            f"loaded ({_import_error}); build them with 'pip install --no-build-isolation .'",
+            category,
+            stacklevel=3,
+        )
