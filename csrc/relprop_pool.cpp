@@ -103,7 +103,7 @@ bool is_channels_last(const Tensor& x) {
   return x.suggest_memory_format() != at::MemoryFormat::Contiguous;
 }
 
-State pool(const char* op, const Tensor& x, const Tensor& relevance, const OptionalTensor& psi,
+State pool(const Tensor& x, const Tensor& relevance, const OptionalTensor& psi,
            const OptionalTensor& scale, Geometry g, std::optional<Share> share) {
   for (int64_t k = 0; k < kDims; ++k) {
     g.shape.windows[k].begin = g.begin[k].data();
@@ -134,7 +134,7 @@ State relprop_max_pool(const Tensor& x, const Tensor& relevance, const OptionalT
                        bool ceil_mode) {
   constexpr const char* op = "relprop_max_pool";
   check_operands(op, x, relevance, psi, scale);
-  return pool(op, x, relevance, psi, scale,
+  return pool(x, relevance, psi, scale,
               fixed_windows(op, x, relevance, kernel_size, stride, padding, dilation, ceil_mode,
                             is_channels_last(x)),
               std::nullopt);
@@ -148,7 +148,7 @@ State relprop_avg_pool(const Tensor& x, const Tensor& relevance, const OptionalT
   check_operands(op, x, relevance, psi, scale);
   const Share share = parse_share(op, rule);
   const std::vector<int64_t> ones(x.dim() - 2, 1);
-  return pool(op, x, relevance, psi, scale,
+  return pool(x, relevance, psi, scale,
               fixed_windows(op, x, relevance, kernel_size, stride, padding, ones, ceil_mode,
                             is_channels_last(x)),
               share);
@@ -158,7 +158,7 @@ State relprop_adaptive_max_pool(const Tensor& x, const Tensor& relevance,
                                 const OptionalTensor& psi, const OptionalTensor& scale) {
   constexpr const char* op = "relprop_adaptive_max_pool";
   check_operands(op, x, relevance, psi, scale);
-  return pool(op, x, relevance, psi, scale,
+  return pool(x, relevance, psi, scale,
               adaptive_windows(op, x, relevance, is_channels_last(x)), std::nullopt);
 }
 
@@ -168,7 +168,7 @@ State relprop_adaptive_avg_pool(const Tensor& x, const Tensor& relevance,
   constexpr const char* op = "relprop_adaptive_avg_pool";
   check_operands(op, x, relevance, psi, scale);
   const Share share = parse_share(op, rule);
-  return pool(op, x, relevance, psi, scale,
+  return pool(x, relevance, psi, scale,
               adaptive_windows(op, x, relevance, is_channels_last(x)), share);
 }
 

@@ -1,4 +1,5 @@
-// The fused linear step for few rows: W is read once per direction and split in registers.
+// The fused linear step: W is split in registers, never stored, and for few samples read once per
+// direction; for many, tiles of W stay in the cache while the samples pass.
 #include "../rules.h"
 #include "simd.h"
 
@@ -8,6 +9,9 @@ namespace {
 // Samples that share one read of W, and rows of W that share one pass over the accumulators.
 constexpr int64_t kSamples = 4;
 constexpr int64_t kRows = 4;
+// Rows of W that stay in the cache while all samples pass: forward, and backward over kInputs.
+constexpr int64_t kSplitTile = 8;
+constexpr int64_t kContributionTile = 32;
 // Inputs of one task of the backward: the accumulators of kSamples samples stay in L1.
 constexpr int64_t kInputs = 1024;
 // Float sums are handed to the outer accumulator after this many inputs.
@@ -60,16 +64,20 @@ template <typename T>
 RAPKERNELS_CLONES void split_rows(const T* x, const T* weight, T* positive, T* negative,
                                   int64_t rows, int64_t inputs, int64_t outputs, int64_t first,
                                   int64_t last) {
-  for (int64_t j = first; j < last; ++j) {
-    const T* w = weight + j * inputs;
+  for (int64_t tile = first; tile < last; tile += kSplitTile) {
+    const int64_t end = std::min(last, tile + kSplitTile);
     int64_t n = 0;
     for (; n + kSamples <= rows; n += kSamples) {
-      split_row<T, kSamples>(w, x + n * inputs, inputs, positive + n * outputs + j,
-                             negative + n * outputs + j, outputs);
+      for (int64_t j = tile; j < end; ++j) {
+        split_row<T, kSamples>(weight + j * inputs, x + n * inputs, inputs,
+                               positive + n * outputs + j, negative + n * outputs + j, outputs);
+      }
     }
     for (; n < rows; ++n) {
-      split_row<T, 1>(w, x + n * inputs, inputs, positive + n * outputs + j,
-                      negative + n * outputs + j, outputs);
+      for (int64_t j = tile; j < end; ++j) {
+        split_row<T, 1>(weight + j * inputs, x + n * inputs, inputs, positive + n * outputs + j,
+                        negative + n * outputs + j, outputs);
+      }
     }
   }
 }
@@ -92,13 +100,13 @@ RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T*
     for (int64_t s = 0; s < samples; ++s) {
       Lanes v, sum;
       std::memcpy(&v, x + s * inputs + i, sizeof(v));
-      std::memcpy(&sum, gradient + s * kInputs + i, sizeof(sum));
+      std::memcpy(&sum, gradient + s * inputs + i, sizeof(sum));
       for (int64_t r = 0; r < count; ++r) {
         const Lanes up = Lanes{} + positive[s * outputs + r];
         const Lanes down = Lanes{} + negative[s * outputs + r];
         sum += absolute[r] * (w[r] * v > 0 ? up : down);
       }
-      std::memcpy(gradient + s * kInputs + i, &sum, sizeof(sum));
+      std::memcpy(gradient + s * inputs + i, &sum, sizeof(sum));
     }
   }
   for (; i < size; ++i) {
@@ -107,49 +115,55 @@ RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T*
         const T w = weight[r * inputs + i];
         const T part = w * x[s * inputs + i] > 0 ? positive[s * outputs + r]
                                                  : negative[s * outputs + r];
-        gradient[s * kInputs + i] += magnitude(w) * part;
+        gradient[s * inputs + i] += magnitude(w) * part;
       }
     }
   }
 }
 
+// All rows [first, last) of W onto `samples` samples.
 template <typename T, int64_t samples>
-RAPKERNELS_INLINE void contribute(const T* x, const T* weight, const T* positive,
-                                  const T* negative, T* contribution, int64_t inputs,
-                                  int64_t outputs, int64_t size) {
-  T gradient[samples * kInputs] = {};
-  int64_t j = 0;
-  for (; j + kRows <= outputs; j += kRows) {
+RAPKERNELS_INLINE void accumulate_tile(const T* weight, int64_t inputs, const T* x,
+                                       const T* positive, const T* negative, int64_t outputs,
+                                       int64_t first, int64_t last, int64_t size, T* gradient) {
+  int64_t j = first;
+  for (; j + kRows <= last; j += kRows) {
     accumulate_rows<T, samples, kRows>(weight + j * inputs, inputs, x, positive + j, negative + j,
                                        outputs, size, gradient);
   }
-  for (; j < outputs; ++j) {
+  for (; j < last; ++j) {
     accumulate_rows<T, samples, 1>(weight + j * inputs, inputs, x, positive + j, negative + j,
                                    outputs, size, gradient);
   }
-  for (int64_t s = 0; s < samples; ++s) {
-    for (int64_t i = 0; i < size; ++i) {
-      contribution[s * inputs + i] =
-          finite_or_zero(magnitude(x[s * inputs + i]) * gradient[s * kInputs + i]);
-    }
-  }
 }
 
+// Columns [begin, begin + size) of the contributions, which serve as the accumulators until the end.
 template <typename T>
 RAPKERNELS_CLONES void contribute_columns(const T* x, const T* weight, const T* positive,
                                           const T* negative, T* contribution, int64_t rows,
-                                          int64_t inputs, int64_t outputs, int64_t first,
+                                          int64_t inputs, int64_t outputs, int64_t begin,
                                           int64_t size) {
-  int64_t n = 0;
-  for (; n + kSamples <= rows; n += kSamples) {
-    contribute<T, kSamples>(x + n * inputs + first, weight + first, positive + n * outputs,
-                            negative + n * outputs, contribution + n * inputs + first, inputs,
-                            outputs, size);
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t i = 0; i < size; ++i) contribution[n * inputs + begin + i] = T(0);
   }
-  for (; n < rows; ++n) {
-    contribute<T, 1>(x + n * inputs + first, weight + first, positive + n * outputs,
-                     negative + n * outputs, contribution + n * inputs + first, inputs, outputs,
-                     size);
+  for (int64_t tile = 0; tile < outputs; tile += kContributionTile) {
+    const int64_t end = std::min(outputs, tile + kContributionTile);
+    int64_t n = 0;
+    for (; n + kSamples <= rows; n += kSamples) {
+      accumulate_tile<T, kSamples>(weight + begin, inputs, x + n * inputs + begin,
+                                   positive + n * outputs, negative + n * outputs, outputs, tile,
+                                   end, size, contribution + n * inputs + begin);
+    }
+    for (; n < rows; ++n) {
+      accumulate_tile<T, 1>(weight + begin, inputs, x + n * inputs + begin, positive + n * outputs,
+                            negative + n * outputs, outputs, tile, end, size,
+                            contribution + n * inputs + begin);
+    }
+  }
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t i = n * inputs + begin; i < n * inputs + begin + size; ++i) {
+      contribution[i] = finite_or_zero(magnitude(x[i]) * contribution[i]);
+    }
   }
 }
 
