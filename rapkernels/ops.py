@@ -1,0 +1,369 @@
+"""The native operations as typed functions.
+
+Each has the signature, the meaning and the result of the function of the same name in
+:mod:`rapkernels.reference` (the docstrings are those), and runs the kernel of its tensors' device.
+They have no derivative: a backward pass through one raises, and points to the reference.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from rapkernels import _library, reference
+from rapkernels.reference._checks import expand
+
+__all__ = [
+    "apply_shift",
+    "gate",
+    "merge",
+    "relprop_adaptive_avg_pool",
+    "relprop_adaptive_max_pool",
+    "relprop_add",
+    "relprop_avg_pool",
+    "relprop_conv",
+    "relprop_first_linear",
+    "relprop_linear",
+    "relprop_max_pool",
+    "relprop_zbox_conv",
+    "relprop_zbox_linear",
+    "split_quotient",
+]
+
+Relprop = tuple[Tensor, Tensor, Tensor, Tensor]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _native(function: _Function) -> _Function:
+    """Document ``function`` like its reference; without the extension make it say why."""
+    documented = inspect.getdoc(getattr(reference, function.__name__)) or ""
+    if _library.has_ext():
+        function.__doc__ = documented
+        return function
+
+    def unavailable(*_arguments: Any, **_options: Any) -> Any:
+        _library.require_ext()
+
+    unavailable.__name__ = function.__name__
+    unavailable.__doc__ = documented
+    unavailable.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+    return unavailable  # type: ignore[return-value]
+
+
+@_native
+def relprop_linear(
+    x: Tensor,
+    weight: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    rule: str = "rap",
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_linear`."""
+    result: Relprop = torch.ops.rapkernels.relprop_linear(x, weight, relevance, psi, scale, rule)
+    return result
+
+
+@_native
+def relprop_conv(
+    x: Tensor,
+    weight: Tensor,
+    z: Tensor | None,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    rule: str = "rap_conv",
+    nonnegative: bool = False,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_conv`."""
+    dims = weight.dim() - 2
+    result: Relprop = torch.ops.rapkernels.relprop_conv(
+        x,
+        weight,
+        z,
+        relevance,
+        psi,
+        scale,
+        expand(stride, dims),
+        expand(padding, 2 * dims),
+        expand(dilation, dims),
+        groups,
+        rule,
+        nonnegative,
+    )
+    return result
+
+
+@_native
+def relprop_zbox_linear(
+    x: Tensor,
+    weight: Tensor,
+    low: Tensor,
+    high: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_zbox_linear`."""
+    result: Relprop = torch.ops.rapkernels.relprop_zbox_linear(
+        x, weight, low, high, relevance, psi, scale
+    )
+    return result
+
+
+@_native
+def relprop_zbox_conv(
+    x: Tensor,
+    weight: Tensor,
+    low: Tensor,
+    high: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_zbox_conv`."""
+    dims = weight.dim() - 2
+    result: Relprop = torch.ops.rapkernels.relprop_zbox_conv(
+        x,
+        weight,
+        low,
+        high,
+        relevance,
+        psi,
+        scale,
+        expand(stride, dims),
+        expand(padding, 2 * dims),
+        expand(dilation, dims),
+        groups,
+    )
+    return result
+
+
+@_native
+def relprop_first_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    score: Tensor,
+    rule: str = "absolute",
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_first_linear`."""
+    result: Relprop = torch.ops.rapkernels.relprop_first_linear(
+        x, weight, bias, target, score, rule
+    )
+    return result
+
+
+@_native
+def relprop_max_pool(
+    x: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None,
+    scale: Tensor | None,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    ceil_mode: bool = False,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_max_pool`."""
+    dims = x.dim() - 2
+    result: Relprop = torch.ops.rapkernels.relprop_max_pool(
+        x,
+        relevance,
+        psi,
+        scale,
+        expand(kernel_size, dims),
+        expand(kernel_size if stride is None else stride, dims),
+        expand(padding, dims),
+        expand(dilation, dims),
+        ceil_mode,
+    )
+    return result
+
+
+@_native
+def relprop_avg_pool(
+    x: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None,
+    scale: Tensor | None,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    ceil_mode: bool = False,
+    rule: str = "absolute",
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_avg_pool`."""
+    dims = x.dim() - 2
+    result: Relprop = torch.ops.rapkernels.relprop_avg_pool(
+        x,
+        relevance,
+        psi,
+        scale,
+        expand(kernel_size, dims),
+        expand(kernel_size if stride is None else stride, dims),
+        expand(padding, dims),
+        ceil_mode,
+        rule,
+    )
+    return result
+
+
+@_native
+def relprop_adaptive_max_pool(
+    x: Tensor, relevance: Tensor, psi: Tensor | None = None, scale: Tensor | None = None
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_adaptive_max_pool`."""
+    result: Relprop = torch.ops.rapkernels.relprop_adaptive_max_pool(x, relevance, psi, scale)
+    return result
+
+
+@_native
+def relprop_adaptive_avg_pool(
+    x: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    rule: str = "absolute",
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_adaptive_avg_pool`."""
+    result: Relprop = torch.ops.rapkernels.relprop_adaptive_avg_pool(x, relevance, psi, scale, rule)
+    return result
+
+
+@_native
+def relprop_add(
+    a: Tensor,
+    b: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    rule: str = "absolute",
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_add`."""
+    result: Relprop = torch.ops.rapkernels.relprop_add(a, b, relevance, psi, scale, rule)
+    return result
+
+
+@_native
+def merge(
+    values_a: Tensor,
+    psi_a: Tensor | None,
+    scale_a: Tensor | None,
+    values_b: Tensor,
+    psi_b: Tensor | None = None,
+    scale_b: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See :func:`rapkernels.reference.merge`."""
+    result: tuple[Tensor, Tensor] = torch.ops.rapkernels.merge(
+        values_a, psi_a, scale_a, values_b, psi_b, scale_b
+    )
+    return result
+
+
+@_native
+def apply_shift(values: Tensor, psi: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    """See :func:`rapkernels.reference.apply_shift`."""
+    result: Tensor = torch.ops.rapkernels.apply_shift(values, psi, scale)
+    return result
+
+
+@_native
+def split_quotient(
+    z: Tensor, a: Tensor, relevance: Tensor, psi: Tensor | None = None, rule: str = "rap"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`rapkernels.reference.split_quotient`."""
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.rapkernels.split_quotient(
+        z, a, relevance, psi, rule
+    )
+    return result
+
+
+@_native
+def gate(
+    x: Tensor, gradient: Tensor, total: Tensor | None = None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`rapkernels.reference.gate`."""
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.rapkernels.gate(x, gradient, total, scale)
+    return result
+
+
+def _per_sample(like: Tensor) -> Tensor:
+    return like.new_empty(like.shape[0], dtype=torch.float64)
+
+
+def _dense(like: Tensor) -> Tensor:
+    """Channels-last where ``like`` is, else contiguous, as the kernels allocate their results."""
+    return torch.empty_like(like, memory_format=suggest_memory_format(like))
+
+
+def _fake_relprop(x: Tensor, *_arguments: Any) -> Relprop:
+    return _dense(x), _per_sample(x), _per_sample(x), _per_sample(x)
+
+
+def _fake_linear(x: Tensor, *_arguments: Any) -> Relprop:
+    values = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return values, _per_sample(x), _per_sample(x), _per_sample(x)
+
+
+def _fake_add(a: Tensor, *_arguments: Any) -> Relprop:
+    return _dense(a), _dense(a), _per_sample(a), _per_sample(a)
+
+
+def _fake_merge(values_a: Tensor, *_arguments: Any) -> tuple[Tensor, Tensor]:
+    return _dense(values_a), _per_sample(values_a)
+
+
+def _fake_apply_shift(values: Tensor, *_arguments: Any) -> Tensor:
+    return _dense(values)
+
+
+def _fake_split_quotient(z: Tensor, *_arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _dense(z), _dense(z), _per_sample(z)
+
+
+def _fake_gate(x: Tensor, *_arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _dense(x), _per_sample(x), _per_sample(x)
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "relprop_linear": _fake_linear,
+    "relprop_zbox_linear": _fake_linear,
+    "relprop_first_linear": _fake_linear,
+    "relprop_add": _fake_add,
+    "merge": _fake_merge,
+    "apply_shift": _fake_apply_shift,
+    "split_quotient": _fake_split_quotient,
+    "gate": _fake_gate,
+}
+
+
+def _register(name: str) -> None:
+    def no_derivative(_context: Any, *_gradients: Tensor | None) -> None:
+        raise RuntimeError(
+            f"rapkernels::{name} has no derivative; to differentiate relevance use "
+            f"rapkernels.reference.{name}, which computes the same in plain PyTorch"
+        )
+
+    torch.library.register_fake(f"rapkernels::{name}", _FAKES.get(name, _fake_relprop))
+    torch.library.register_autograd(f"rapkernels::{name}", no_derivative)
+
+
+if _library.has_ext():
+    for _name in __all__:
+        _register(_name)
