@@ -1,0 +1,105 @@
+"""Correctness before speed: a result is compared with the float64 reference before it is timed."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bench.limits import TOLERANCE, TRUTH_CONSERVATION, Tolerance
+from bench.methods import OURS
+from bench.schema import Check
+
+
+class WrongResultError(RuntimeError):
+    """A method's relevance is not the one that the float64 reference gives."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The float64 reference on one network: relevance (N, ...) and the classes it explains (N,)."""
+
+    relevance: Tensor
+    targets: Tensor
+
+
+def explain(model: nn.Module, x: Tensor, backend: str, targets: Tensor) -> tuple[Tensor, float]:
+    """Relevance by `backend`, and the worst conservation error of a node and sample."""
+    explainer = importlib.import_module("rapkernels").RAP(model, backend=backend)
+    relevance, report = explainer.attribute(x, target=targets, return_report=True)
+    return relevance, float(report.worst().error.max())
+
+
+def truth(model: nn.Module, x: Tensor) -> Truth:
+    """RAP of the class that `model` predicts for `x`, by the reference backend in float64.
+
+    Raises WrongResultError where even that does not conserve relevance.
+    """
+    with torch.no_grad():
+        targets = model(x).argmax(dim=1)
+    relevance, error = explain(copy.deepcopy(model).double(), x.double(), "reference", targets)
+    if not error <= TRUTH_CONSERVATION:
+        raise WrongResultError(
+            f"the float64 reference itself loses relevance: worst conservation error of a node "
+            f"{error:.1e}, allowed at most {TRUTH_CONSERVATION:g}"
+        )
+    return Truth(relevance, targets)
+
+
+def check_ours(method: str, relevance: Tensor, model: nn.Module, x: Tensor, right: Truth) -> Check:
+    """Check what the timed call of `method` returned, and the conservation report of its backend.
+
+    Raises WrongResultError.
+    """
+    conservation = explain(copy.deepcopy(model), x, OURS[method], right.targets)[1]
+    return compare(method, relevance, conservation, right)
+
+
+def compare(
+    method: str,
+    relevance: Tensor,
+    conservation: float,
+    expected: Truth,
+    tolerance: Tolerance = TOLERANCE,
+) -> Check:
+    """Compare a result with the truth; raises WrongResultError that names all that is off."""
+    if relevance.shape != expected.relevance.shape:
+        raise WrongResultError(
+            f"{method}: relevance must have shape {list(expected.relevance.shape)}, "
+            f"got {list(relevance.shape)}"
+        )
+    found = relevance.detach().double().flatten(1)
+    right = expected.relevance.flatten(1)
+    if not found.isfinite().all():
+        raise WrongResultError(f"{method}: the relevance holds NaN or inf")
+    magnitude = right.abs()
+    cosine = torch.nn.functional.cosine_similarity(found, right, dim=1, eps=0.0)
+    error = (found - right).abs().amax(1) / magnitude.amax(1)
+    total = (found.sum(1) - right.sum(1)).abs() / magnitude.sum(1)
+    result = Check(
+        method=method,
+        cosine=float(cosine.min()),
+        max_error=float(error.max()),
+        total_error=float(total.max()),
+        conservation=conservation,
+    )
+    measured = (
+        ("1 - cosine", 1 - result.cosine, 1 - tolerance.cosine),
+        ("largest error", result.max_error, tolerance.max_error),
+        ("error of the total", result.total_error, tolerance.total_error),
+        ("conservation error", result.conservation, tolerance.conservation),
+    )
+    # Written so that NaN, which a map of zeros gives, counts as wrong.
+    faults = [
+        f"{name} {value:.3g}, allowed at most {bound:.3g}"
+        for name, value, bound in measured
+        if not value <= bound
+    ]
+    if faults:
+        raise WrongResultError(
+            f"{method} does not agree with the float64 reference: {'; '.join(faults)}"
+        )
+    return result

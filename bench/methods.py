@@ -1,0 +1,147 @@
+"""The methods that are measured: rapkernels, plain autograd and the libraries on PyPI.
+
+A method is prepared once for a model and an input of shape (N, 3, H, W) and is then called with
+inputs of that shape; it returns the relevance of the class it predicts, of the same shape. What
+`prepare` does is one-time work and is not part of a call's time. Libraries are imported as late
+as that, so that a missing one is a method that does not run, and nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.captum_model import with_addition_modules
+
+Call = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: `prepare` may modify the model it is given, so it is given one of its own."""
+
+    label: str
+    prepare: Callable[[nn.Module, Tensor], Call]
+    modules: tuple[str, ...] = ()
+
+    def load_libraries(self) -> None:
+        """Import what `prepare` needs; raises ImportError where it is not installed."""
+        for name in self.modules:
+            importlib.import_module(name)
+
+
+def _forward(model: nn.Module, _example: Tensor) -> Call:
+    @torch.no_grad()
+    def call(x: Tensor) -> Tensor:
+        output: Tensor = model(x)
+        return output
+
+    return call
+
+
+def _rap(backend: str) -> Callable[[nn.Module, Tensor], Call]:
+    def prepare(model: nn.Module, _example: Tensor) -> Call:
+        explainer = importlib.import_module("rapkernels").RAP(model, backend=backend)
+
+        def call(x: Tensor) -> Tensor:
+            relevance: Tensor = explainer.attribute(x)
+            return relevance
+
+        return call
+
+    return prepare
+
+
+def _input_x_gradient(model: nn.Module, _example: Tensor) -> Call:
+    def call(x: Tensor) -> Tensor:
+        leaf = x.detach().clone().requires_grad_(True)
+        score = model(leaf).max(dim=1).values.sum()
+        (gradient,) = torch.autograd.grad(score, leaf)
+        return gradient * x
+
+    return call
+
+
+def _zennit(composite: str) -> Callable[[nn.Module, Tensor], Call]:
+    def prepare(model: nn.Module, _example: Tensor) -> Call:
+        composites = importlib.import_module("zennit.composites")
+        gradient = importlib.import_module("zennit.attribution").Gradient
+        canonizers = [_zennit_canonizer(model)]
+        attributor = gradient(model, getattr(composites, composite)(canonizers=canonizers))
+        # Entered once and kept, as for a data set: registering the hooks is not timed.
+        attributor.__enter__()
+
+        def call(x: Tensor) -> Tensor:
+            relevance: Tensor = attributor(x, _predicted_score)[1]
+            return relevance
+
+        return call
+
+    return prepare
+
+
+def _zennit_canonizer(model: nn.Module) -> Any:
+    if type(model).__name__ == "ResNet":
+        return importlib.import_module("zennit.torchvision").ResNetCanonizer()
+    if type(model).__name__ == "VGG":
+        return importlib.import_module("zennit.torchvision").VGGCanonizer()
+    return importlib.import_module("zennit.canonizers").SequentialMergeBatchNorm()
+
+
+def _predicted_score(output: Tensor) -> Tensor:
+    mask = torch.zeros_like(output).scatter_(1, output.argmax(1, keepdim=True), 1.0)
+    return output * mask
+
+
+def _captum_lrp(model: nn.Module, example: Tensor) -> Call:
+    lrp = importlib.import_module("captum.attr").LRP(with_addition_modules(model))
+    # captum wants to be told the class; looking it up is not part of its time.
+    with torch.no_grad():
+        targets = model(example).argmax(dim=1)
+
+    def call(x: Tensor) -> Tensor:
+        relevance: Tensor = lrp.attribute(x, target=targets)
+        return relevance.detach()
+
+    return call
+
+
+def _autolrp(model: nn.Module, _example: Tensor) -> Call:
+    library = importlib.import_module("autolrp")
+
+    def call(x: Tensor) -> Tensor:
+        leaf = library.tensor(x)
+        output = model(leaf)
+        rows = torch.arange(x.shape[0])
+        output[rows, output.detach().argmax(dim=1)].sum().lrp()
+        return torch.Tensor(leaf.relevance)
+
+    return call
+
+
+UNIT = "forward"
+NATIVE = "rap"
+_ZENNIT = ("zennit.attribution", "zennit.composites", "zennit.canonizers")
+METHODS: dict[str, Method] = {
+    UNIT: Method("forward (the unit)", _forward),
+    NATIVE: Method("rapkernels RAP", _rap("native"), ("rapkernels",)),
+    "rap_reference": Method(
+        "rapkernels RAP, reference backend", _rap("reference"), ("rapkernels",)
+    ),
+    "input_x_gradient": Method("input x gradient", _input_x_gradient),
+    "zennit_epsilon_plus_flat": Method(
+        "zennit EpsilonPlusFlat", _zennit("EpsilonPlusFlat"), _ZENNIT
+    ),
+    "zennit_epsilon_alpha2_beta1": Method(
+        "zennit EpsilonAlpha2Beta1", _zennit("EpsilonAlpha2Beta1"), _ZENNIT
+    ),
+    "captum_lrp": Method("captum LRP (epsilon; one sign)", _captum_lrp, ("captum.attr",)),
+    "autolrp": Method("autoLRP (epsilon; one sign)", _autolrp, ("autolrp",)),
+}
+# The methods of this library, by backend: these are checked against the float64 reference.
+OURS = {NATIVE: "native", "rap_reference": "reference"}

@@ -1,0 +1,115 @@
+"""One network: check, then time, then measure memory."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import click
+import torch
+from torch import Tensor, nn
+
+from bench.check import check_ours, truth
+from bench.machine import one_line
+from bench.memory import measure
+from bench.methods import METHODS, OURS, UNIT, Call
+from bench.nets import load
+from bench.schema import Memory, MethodResult, ModelRun
+from bench.timing import interleaved, spread
+
+
+class UnsupportedError(RuntimeError):
+    """A method cannot explain this network; the message says why."""
+
+
+def run_network(
+    network: str, batch: int, methods: Sequence[str], rounds: int, memory: bool
+) -> ModelRun:
+    """Measure `methods`, the unit among them; raises WrongResultError before any timing."""
+    model, x = load(network, batch)
+    scores = _scores(model, x)
+    expected = truth(model, x) if set(OURS) & set(methods) else None
+    calls: dict[str, Call] = {}
+    first: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    finite: dict[str, bool] = {}
+    errors: dict[str, str] = {}
+    checks = []
+    for name in methods:
+        _say(f"{network}: {METHODS[name].label}")
+        try:
+            calls[name], first[name], result = _first_call(name, model, x)
+        except Exception as error:  # a library may raise anything; the table says what
+            errors[name] = one_line(error)
+            _say(f"  does not run: {errors[name]}")
+            continue
+        if name in OURS and expected is not None:
+            checks.append(check_ours(name, result, model, x, expected))
+        finite[name] = bool(result.isfinite().all())
+        if name != UNIT and finite[name]:
+            ratios[name] = float((result.flatten(1).double().sum(1) / scores).median())
+        del result
+    del expected
+    _say(f"{network}: {rounds} rounds of {len(calls)} methods")
+    samples = interleaved({name: partial(call, x) for name, call in calls.items()}, rounds)
+    seconds = {name: statistics.median(values) for name, values in samples.items()}
+    calls.clear()
+    peaks = _memory(network, batch, list(seconds)) if memory else {}
+    results = [
+        MethodResult(
+            method=name,
+            label=METHODS[name].label,
+            error=errors.get(name),
+            first_call_seconds=first.get(name),
+            seconds=seconds.get(name),
+            samples=samples.get(name, []),
+            cost=seconds[name] / seconds[UNIT] if name in seconds else None,
+            finite=finite.get(name),
+            relevance_over_score=ratios.get(name),
+            memory=peaks.get(name),
+        )
+        for name in methods
+    ]
+    return ModelRun(
+        network=network,
+        input_shape=list(x.shape),
+        rounds=rounds,
+        forward_seconds=seconds[UNIT],
+        forward_spread=spread(samples[UNIT]),
+        checks=checks,
+        results=results,
+    )
+
+
+def _first_call(name: str, model: nn.Module, x: Tensor) -> tuple[Call, float, Tensor]:
+    method = METHODS[name]
+    method.load_libraries()
+    own = model if name == UNIT else copy.deepcopy(model)
+    start = time.perf_counter()
+    call = method.prepare(own, x)
+    result = call(x)
+    elapsed = time.perf_counter() - start
+    if name != UNIT and result.shape != x.shape:
+        raise UnsupportedError(f"relevance of shape {list(result.shape)}, needed {list(x.shape)}")
+    return call, elapsed, result
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, x: Tensor) -> Tensor:
+    scores: Tensor = model(x).amax(dim=1).double()
+    return scores
+
+
+def _memory(network: str, batch: int, methods: Sequence[str]) -> dict[str, Memory]:
+    peaks = {}
+    for name in methods:
+        _say(f"{network}: memory of {METHODS[name].label}")
+        peaks[name] = measure(network, batch, name)
+    return peaks
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,191 @@
+"""The harness of bench.models: it checks first, fails on wrong results, and reports what ran."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+from bench import check, memory, methods, nets, run, timing
+from bench.limits import Tolerance
+from bench.methods import METHODS, Call, Method
+from bench.models import main
+from bench.schema import ModelsFile, read
+
+
+@pytest.fixture
+def ours(backend: str) -> str:
+    """The bench's name of RAP on the backend under test."""
+    (name,) = [name for name, value in methods.OURS.items() if value == backend]
+    return name
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "MINIMUM_SECONDS", 0)
+
+
+def _truth(shape: tuple[int, ...] = (2, 3, 4, 4)) -> check.Truth:
+    torch.manual_seed(0)
+    return check.Truth(torch.randn(*shape, dtype=torch.float64), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_right_result_passes(dtype: torch.dtype) -> None:
+    truth = _truth()
+    result = check.compare("m", truth.relevance.to(dtype), 1e-7, truth)
+    assert result.cosine > 1 - 1e-6
+    assert result.max_error < 1e-6
+    assert result.total_error < 1e-6
+    assert result.conservation == 1e-7
+
+
+def _one_pixel(relevance: Tensor) -> Tensor:
+    relevance[1, 0, 0, 0] += 0.05 * relevance[1].abs().max()
+    return relevance
+
+
+def _one_sample_negated(relevance: Tensor) -> Tensor:
+    relevance[1] *= -1
+    return relevance
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "scaled": (lambda r: 1.05 * r, "largest error"),
+    "one pixel": (_one_pixel, "largest error"),
+    "one sample negated": (_one_sample_negated, "1 - cosine"),
+    "shifted": (lambda r: r + 0.005 * r.abs().max(), "error of the total"),
+    "zeros": (torch.zeros_like, "1 - cosine nan"),
+    "nan": (lambda r: r / 0 * 0, "NaN or inf"),
+    "shape": (lambda r: r[:, :, 1:], "must have shape"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_result_fails(name: str) -> None:
+    spoil, message = WRONG[name]
+    truth = _truth()
+    with pytest.raises(check.WrongResultError, match=message):
+        check.compare("m", spoil(truth.relevance.clone()), 0.0, truth)
+
+
+@pytest.mark.parametrize("conservation", [1e-3, float("nan")])
+def test_lost_relevance_fails(conservation: float) -> None:
+    truth = _truth()
+    with pytest.raises(check.WrongResultError, match="conservation error"):
+        check.compare("m", truth.relevance, conservation, truth, Tolerance())
+
+
+def test_every_network_is_repeatable_and_in_eval_mode() -> None:
+    first, x = nets.load("tiny", 3)
+    second, y = nets.load("tiny", 3)
+    assert x.shape == (3, 3, 16, 16)
+    assert torch.equal(x, y)
+    assert not any(module.training for module in first.modules())
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def _raises(_model: nn.Module, _example: Tensor) -> Call:
+    raise NotImplementedError(f"no rule for {Path.home()}/x")
+
+
+def _not_finite(_model: nn.Module, _example: Tensor) -> Call:
+    return lambda x: torch.full_like(x, float("nan"))
+
+
+def _spoilt(model: nn.Module, example: Tensor) -> Call:
+    right = METHODS["input_x_gradient"].prepare(model, example)
+    return lambda x: right(x)
+
+
+def test_a_network_is_checked_timed_and_reported(
+    monkeypatch: pytest.MonkeyPatch, ours: str
+) -> None:
+    monkeypatch.setitem(METHODS, "raises", Method("raises", _raises))
+    monkeypatch.setitem(METHODS, "missing", Method("missing", _raises, ("no_such_module_at_all",)))
+    monkeypatch.setitem(METHODS, "nan", Method("nan", _not_finite))
+    names = [methods.UNIT, ours, "input_x_gradient", "raises", "missing", "nan"]
+    result = run.run_network("tiny", 2, names, rounds=2, memory=False)
+    assert [item.method for item in result.checks] == [ours]
+    assert result.checks[0].max_error < 1e-4
+    found = {item.method: item for item in result.results}
+    assert found[methods.UNIT].cost == 1.0
+    assert (found[ours].cost or 0) > 1
+    assert len(found[ours].samples) == 2
+    assert found[ours].relevance_over_score == pytest.approx(1, rel=0.2)
+    assert found["raises"].error == "NotImplementedError: no rule for ~/x"
+    assert "no_such_module_at_all" in str(found["missing"].error)
+    assert found["raises"].cost is None
+    assert found["nan"].finite is False
+    assert found["nan"].cost is not None
+
+
+def test_a_wrong_method_is_never_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ours: str
+) -> None:
+    monkeypatch.setitem(METHODS, ours, Method("wrong", _spoilt))
+    monkeypatch.setattr(run, "interleaved", lambda *_: pytest.fail("a wrong method was timed"))
+    output = tmp_path / "result.json"
+    arguments = ["--model", "tiny", "--batch", "2", "--method", ours, "-o", str(output)]
+    outcome = CliRunner().invoke(main, arguments)
+    assert outcome.exit_code == 1
+    assert f"nothing was timed: {ours} does not agree with the float64" in outcome.output
+    assert not output.exists()
+
+
+def test_the_command_writes_a_result_file(tmp_path: Path, ours: str) -> None:
+    output = tmp_path / "new" / "result.json"
+    arguments = ["--model", "tiny", "--batch", "2", "--repeats", "1", "--method", ours]
+    outcome = CliRunner().invoke(main, [*arguments, "-o", str(output)])
+    assert outcome.exit_code == 0, outcome.output
+    document = read(output)
+    assert isinstance(document, ModelsFile)
+    (measured,) = document.runs
+    assert [item.method for item in measured.results] == [methods.UNIT, ours]
+    for item in measured.results:
+        assert item.memory is not None
+        assert 0 < item.memory.first_call_gb < 2
+    assert str(tmp_path) not in output.read_text(encoding="utf-8")
+    assert METHODS[ours].label in outcome.output
+
+
+@pytest.mark.parametrize("high_water_mark", [True, False])
+def test_peak_memory_sees_an_allocation(
+    high_water_mark: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not high_water_mark:
+        monkeypatch.setattr(memory, "_reset_high_water_mark", lambda: False)
+    before, _ = memory.peak_bytes(lambda: None)
+
+    def allocate() -> None:
+        for _ in range(3):
+            torch.ones(2**26)
+
+    peak, how = memory.peak_bytes(allocate)
+    after, _ = memory.peak_bytes(lambda: None)
+    assert 0.9 * 2**28 < peak - before < 1.5 * 2**28
+    assert after - before < 2**26
+    assert high_water_mark or how == "sampled"
+
+
+def test_memory_of_a_method_that_fails_says_why() -> None:
+    with pytest.raises(memory.MeasurementError, match=r"captum_lrp on tiny .*(no rule|No module)"):
+        memory.measure("tiny", 1, "captum_lrp")
+
+
+def test_spread() -> None:
+    assert timing.spread([1.0]) == 0
+    assert timing.spread([1.0, 2.0, 3.0, 4.0, 100.0]) == pytest.approx(2 / 3)
+
+
+def test_rounds_are_interleaved_and_rotate() -> None:
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    samples = timing.interleaved(calls, rounds=3)
+    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
