@@ -1,0 +1,162 @@
+"""From photo files to explanations, a batch at a time."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import rapkernels
+
+from ..attribution import VariantName
+from ..backends import Backend
+from ..errors import NonPositiveTargetWarning
+from ..images import ImageError, PreparedImage, Preprocessing, prepare_image, read_image
+from ..labels import ClassNameError, ClassNames
+from ..models import Classifier, logits_of
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What is told about one photo.
+
+    Attributes:
+        place: position of the photo in the list that was given.
+        view: the region of the photo that the network saw.
+        relevance: (3, H, W), the relevance of the network's input.
+        target: index of the explained class.
+        class_name: its name, None when the network's classes have none.
+        logit: the network's output for it; ``probability`` is its softmax.
+        seconds: time of the attribution of the whole batch.
+        batch_size: photos in that batch.
+    """
+
+    place: int
+    view: Image
+    relevance: torch.Tensor
+    target: int
+    class_name: str | None
+    logit: float
+    probability: float
+    seconds: float
+    batch_size: int
+
+    @property
+    def label(self) -> str:
+        """The class as it is written: name (index)."""
+        return f"{self.class_name or 'class'} ({self.target})"
+
+    @property
+    def total(self) -> float:
+        """The sum of all relevance."""
+        return float(self.relevance.sum(dtype=torch.float64))
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A photo that could not be read, and why."""
+
+    place: int
+    reason: str
+
+
+class Explainer:
+    """A classifier, RAP on it, and the class that was asked for.
+
+    Attributes:
+        tracing_seconds: time that was spent on the network's graph; None before the first batch.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        preprocessing: Preprocessing,
+        target: str | None,
+        variant: VariantName,
+        backend: Backend,
+    ) -> None:
+        self._classifier = classifier
+        self._preprocessing = preprocessing
+        self._target = None if target is None else _class_index(target, classifier.class_names)
+        self._rap = rapkernels.RAP(classifier.module, variant=variant, backend=backend)
+        self.tracing_seconds: float | None = None
+
+    def explain(
+        self, photos: Sequence[Path], batch_size: int
+    ) -> Iterator[Explanation | Unreadable]:
+        """Explain all photos that can be read, in order, ``batch_size`` at a time."""
+        for start in range(0, len(photos), batch_size):
+            prepared: dict[int, PreparedImage] = {}
+            results: dict[int, Explanation | Unreadable] = {}
+            for place in range(start, min(start + batch_size, len(photos))):
+                try:
+                    photo = read_image(photos[place])
+                    prepared[place] = prepare_image(photo, self._preprocessing)
+                except ImageError as error:
+                    results[place] = Unreadable(place, str(error))
+            for explanation in self._batch(prepared):
+                results[explanation.place] = explanation
+            for place in sorted(results):
+                yield results[place]
+
+    def _batch(self, prepared: dict[int, PreparedImage]) -> Iterator[Explanation]:
+        if not prepared:
+            return
+        batch = torch.stack([image.pixels for image in prepared.values()])
+        logits = logits_of(self._classifier, batch)
+        targets = self._targets(logits)
+        if self.tracing_seconds is None:
+            started = time.perf_counter()
+            self._rap.plan(batch)
+            self.tracing_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            # The command says so itself, for each photo.
+            warnings.simplefilter("ignore", NonPositiveTargetWarning)
+            relevance = self._rap.attribute(batch, target=targets)
+        seconds = time.perf_counter() - started
+        probabilities = logits.softmax(dim=1)
+        names = self._classifier.class_names
+        for row, (place, image) in enumerate(prepared.items()):
+            target = targets[row]
+            yield Explanation(
+                place=place,
+                view=image.view,
+                relevance=relevance[row],
+                target=target,
+                class_name=None if names is None else names[target],
+                logit=float(logits[row, target]),
+                probability=float(probabilities[row, target]),
+                seconds=seconds,
+                batch_size=len(prepared),
+            )
+
+    def _targets(self, logits: torch.Tensor) -> list[int]:
+        count, classes = logits.shape
+        if self._target is None:
+            return [int(index) for index in logits.argmax(dim=1)]
+        if not 0 <= self._target < classes:
+            raise ClassNameError(
+                f"--target must be between 0 and {classes - 1} for {self._classifier.name}, "
+                f"got {self._target}."
+            )
+        return [self._target] * count
+
+
+def _class_index(target: str, names: ClassNames | None) -> int:
+    try:
+        return int(target)
+    except ValueError:
+        if names is None:
+            raise ClassNameError(
+                f"--target {target}: the classes of this network have no names; give an index."
+            ) from None
+        return names.find(target)
