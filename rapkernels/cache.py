@@ -1,0 +1,89 @@
+"""Graphs and programs of a module, kept as long as the module lives and is not changed."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+from torch import Tensor, nn
+
+from rapkernels.capture import capture
+from rapkernels.graph import Graph
+from rapkernels.program import Program, compile_program
+from rapkernels.rules.registry import table_version
+from rapkernels.variants import Variant
+
+_CAPACITY = 32
+
+
+class ProgramCache:
+    """Programs of one module by input shape and variant; safe to share between threads.
+
+    Neither parameters nor the module itself are held.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
+        self._programs: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
+
+    def program(self, module: nn.Module, x: Tensor, variant: Variant) -> Program:
+        """The program for inputs like ``x``; exports the module if it must.
+
+        Raises:
+            ArgumentError, ExportError: see :func:`rapkernels.capture.capture`.
+            UnsupportedOperationError: see :func:`rapkernels.program.compile_program`.
+        """
+        with self._lock:
+            shape = tuple(x.shape[1:]), x.dtype, x.device, fingerprint(module)
+            graph = self._graphs.get(shape) or self._graphs.get((*shape, x.shape[0]))
+            if graph is None:
+                graph = capture(module, x)
+                key = shape if graph.batch is not None else (*shape, x.shape[0])
+                _put(self._graphs, key, graph)
+            # Graphs are compared by identity, and the key keeps this one alive.
+            compiled = graph, variant, table_version()
+            program = self._programs.get(compiled)
+            if program is None:
+                program = compile_program(graph, variant)
+                _put(self._programs, compiled, program)
+            return program
+
+
+def _put(cache: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:
+    cache[key] = value
+    if len(cache) > _CAPACITY:
+        cache.popitem(last=False)
+
+
+_caches: weakref.WeakKeyDictionary[nn.Module, ProgramCache] = weakref.WeakKeyDictionary()
+_caches_lock = threading.Lock()
+
+
+def cache_of(module: nn.Module) -> ProgramCache:
+    """The one cache of a module, which dies with it."""
+    with _caches_lock:
+        return _caches.setdefault(module, ProgramCache())
+
+
+def fingerprint(module: nn.Module) -> tuple[Any, ...]:
+    """What an export depends on beside the input: structure and settings, not parameter values."""
+    parts: list[Any] = []
+    for path, child in module.named_modules(remove_duplicate=False):
+        settings = tuple(
+            (key, value)
+            for key, value in vars(child).items()
+            if isinstance(value, bool | int | float | str | None)
+            or (isinstance(value, tuple) and all(isinstance(item, int) for item in value))
+        )
+        tensors = tuple(
+            (key, tuple(tensor.shape), tensor.dtype, tensor.device)
+            for held in (child._parameters, child._buffers)
+            for key, tensor in held.items()
+            if tensor is not None
+        )
+        hooks = (*child._forward_pre_hooks, *child._forward_hooks)
+        parts.append((path, type(child), id(child), settings, tensors, hooks))
+    return tuple(parts)

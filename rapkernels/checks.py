@@ -1,0 +1,154 @@
+"""Checks of what the user gives: model, input, bounds, layers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rapkernels.errors import ArgumentError, ArgumentTypeError, TrainingModeError
+
+_DIFFERENT_IN_TRAINING = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.dropout._DropoutNd,
+)
+
+
+def check_model(model: Any) -> None:
+    """Raise ArgumentTypeError unless the model is a module."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentTypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def check_eval_mode(model: nn.Module) -> None:
+    """Raise TrainingModeError if layers of the model behave as in training."""
+    training = [
+        f"{path or '(root)'} ({type(module).__name__})"
+        for path, module in model.named_modules()
+        if module.training and isinstance(module, _DIFFERENT_IN_TRAINING)
+    ]
+    if training:
+        shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
+        raise TrainingModeError(
+            "model must be in eval mode where it has BatchNorm or Dropout: call model.eval(); "
+            f"{len(training)} such module(s) are in train mode: {shown}"
+        )
+
+
+def check_input(model: nn.Module, x: Any) -> None:
+    """Raise unless ``x`` is a finite float tensor with a batch dimension that fits the model."""
+    if not isinstance(x, Tensor):
+        raise ArgumentTypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+    if not x.dtype.is_floating_point:
+        raise ArgumentTypeError(
+            f"x must have a floating-point dtype, got {_name(x.dtype)}: convert it with x.float()"
+        )
+    if x.layout is not torch.strided:
+        raise ArgumentTypeError(f"x must be a dense tensor, got layout {x.layout}")
+    if x.dim() < 2:
+        raise ArgumentError(
+            f"x must have a batch dimension and at least one more, got shape {list(x.shape)}"
+        )
+    parameters = [p for p in model.parameters() if p.dtype.is_floating_point]
+    dtypes = {p.dtype for p in parameters}
+    if dtypes and x.dtype not in dtypes:
+        wanted = " or ".join(sorted(_name(dtype) for dtype in dtypes))
+        raise ArgumentTypeError(
+            f"x must have the dtype of the model's parameters, {wanted}, got {_name(x.dtype)}"
+        )
+    devices = {p.device for p in parameters}
+    if devices and x.device not in devices:
+        wanted = " or ".join(sorted(str(device) for device in devices))
+        raise ArgumentError(f"x must be on the device of the model, {wanted}, got {x.device}")
+    wrong = x.numel() - int(torch.isfinite(x).sum())
+    if wrong:
+        raise ArgumentError(f"x must be finite, got {wrong} NaN or infinite entries of {x.numel()}")
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
+    """Raise ArgumentError unless a value is one of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        known = ", ".join(f'"{choice}"' for choice in choices)
+        raise ArgumentError(f"{name} must be one of {known}, got {value!r}")
+
+
+def check_bounds_form(bounds: Any) -> None:
+    """Raise unless bounds are None or a pair of numbers or tensors."""
+    if bounds is None:
+        return
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        got = (
+            f"{len(bounds)} entries" if isinstance(bounds, tuple | list) else type(bounds).__name__
+        )
+        raise ArgumentTypeError(f"bounds must be a pair (low, high) or None, got {got}")
+    for name, bound in zip(("low", "high"), bounds, strict=True):
+        if isinstance(bound, bool) or not isinstance(bound, int | float | Tensor):
+            raise ArgumentTypeError(
+                f"bounds must be numbers or tensors, got {type(bound).__name__} for {name}"
+            )
+
+
+def expand_bounds(bounds: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The bounds as two tensors of the shape of ``x``; None for None.
+
+    Raises:
+        ArgumentError: a bound does not broadcast to ``x``, is not finite, or low is above high.
+    """
+    if bounds is None:
+        return None
+    expanded = []
+    for name, bound in zip(("low", "high"), bounds, strict=True):
+        tensor = torch.as_tensor(bound, dtype=x.dtype, device=x.device).detach()
+        try:
+            expanded.append(tensor.expand(x.shape))
+        except RuntimeError as error:
+            raise ArgumentError(
+                f"bounds must broadcast to x of shape {list(x.shape)}, got {name} of shape "
+                f"{list(tensor.shape)}"
+            ) from error
+        if not bool(torch.isfinite(tensor).all()):
+            raise ArgumentError(f"bounds must be finite, got {name} with NaN or infinite entries")
+    low, high = expanded
+    if bool((low > high).any()):
+        position = int((low > high).flatten().int().argmax())
+        raise ArgumentError(
+            "bounds must have low <= high everywhere, got low "
+            f"{float(low.flatten()[position])} above high {float(high.flatten()[position])}"
+        )
+    return low, high
+
+
+def check_layers_form(layers: Any) -> None:
+    """Raise ArgumentTypeError unless layers are None or a list of strings."""
+    if layers is None:
+        return
+    if isinstance(layers, str) or not isinstance(layers, list | tuple | set | frozenset):
+        raise ArgumentTypeError(
+            f"layers must be a list of module paths or None, got {type(layers).__name__}"
+        )
+    for layer in layers:
+        if not isinstance(layer, str):
+            raise ArgumentTypeError(
+                f"layers must hold module paths (str), got {type(layer).__name__}"
+            )
+
+
+def unknown_layer(layer: str, model: nn.Module, runs: Iterable[str]) -> ArgumentError:
+    """The error for a path that is no module of the model, or one that runs no operation."""
+    runs = sorted(set(runs))
+    close = difflib.get_close_matches(layer, runs, n=3, cutoff=0.4) or runs[:3]
+    hint = "for example " + ", ".join(map(repr, close)) if close else "the model has none"
+    if layer in dict(model.named_modules()):
+        return ArgumentError(
+            f"layers must name modules whose operations the output depends on, got {layer!r}, "
+            f"which runs none ({hint})"
+        )
+    return ArgumentError(f"layers must name modules of the model, got {layer!r} ({hint})")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,183 @@
+"""The graph of a model: operations on named values, free of in-place writes and of torch.fx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Kind = Literal["activation", "constant"]
+
+
+class Expression(Protocol):
+    """A size that depends on the batch size (a sympy expression)."""
+
+    def subs(self, values: dict[Any, int]) -> Any:
+        """Put numbers in for symbols."""
+
+
+Dimension: TypeAlias = int | Expression
+
+
+class Ref(NamedTuple):
+    """Stands for the value of a node, a parameter or the input in a node's arguments."""
+
+    name: str
+
+
+def map_refs(value: Any, replace: Callable[[str], Any]) -> Any:
+    """Rebuild nested arguments with every :class:`Ref` replaced by ``replace(ref.name)``."""
+    if isinstance(value, Ref):
+        return replace(value.name)
+    if isinstance(value, list | tuple):
+        return type(value)(map_refs(item, replace) for item in value)
+    if isinstance(value, dict):
+        return {key: map_refs(item, replace) for key, item in value.items()}
+    if isinstance(value, slice):
+        parts = (map_refs(part, replace) for part in (value.start, value.stop, value.step))
+        return slice(*parts)
+    return value
+
+
+def refs(value: Any) -> Iterator[str]:
+    """The names that nested arguments refer to, in order and with repetitions."""
+    names: list[str] = []
+    map_refs(value, names.append)
+    yield from names
+
+
+def bound_refs(template: Any, values: Any) -> Iterator[tuple[str, Any]]:
+    """(name, value) of each :class:`Ref` in nested arguments, given the same arguments resolved."""
+    if isinstance(template, Ref):
+        yield template.name, values
+    elif isinstance(template, list | tuple):
+        for part, value in zip(template, values, strict=False):
+            yield from bound_refs(part, value)
+    elif isinstance(template, dict):
+        for key, part in template.items():
+            yield from bound_refs(part, values[key])
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operation of the graph.
+
+    Attributes:
+        name: unique name of the node and of its value.
+        operation: what it computes, as in "aten.conv2d.default".
+        target: the callable.
+        args: positional arguments; values of other nodes are :class:`Ref`.
+        kwargs: keyword arguments, likewise.
+        arguments: all arguments by the names of the operation's schema, defaults filled in.
+        modules: paths of the modules whose forward it belongs to, outermost ("") first.
+        kind: "activation" if the value is a tensor that depends on the input's values, else
+            "constant".
+        shape: shape of the value; a dimension that depends on the batch size is an expression.
+        index: which element of the operation's result the value is, None for the whole result.
+    """
+
+    name: str
+    operation: str
+    target: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    arguments: dict[str, Any]
+    modules: tuple[str, ...]
+    kind: Kind
+    shape: tuple[Dimension, ...]
+    index: int | None = None
+
+    @property
+    def module(self) -> str:
+        """Path of the innermost module that the operation belongs to."""
+        return self.modules[-1] if self.modules else ""
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the operation."""
+        result = self.target(*args, **kwargs)
+        return result if self.index is None else result[self.index]
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Operations in the order of execution.
+
+    Attributes:
+        nodes: by name, in order.
+        input: name of the input.
+        output: name of the value that the model returns.
+        attributes: name -> path of the parameter, buffer or tensor attribute of the module.
+        constants: name -> tensor that the export lifted out of the module's code.
+        batch: the symbol of the batch size in shapes, None where the export fixed it.
+        shapes: shapes of the input, the attributes and the constants.
+    """
+
+    nodes: dict[str, Node]
+    input: str
+    output: str
+    attributes: dict[str, str]
+    constants: dict[str, Any]
+    batch: Expression | None
+    shapes: dict[str, tuple[Dimension, ...]]
+    users: dict[str, list[str]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        users: dict[str, list[str]] = {}
+        for node in self.nodes.values():
+            for name in dict.fromkeys(refs((node.args, node.kwargs))):
+                users.setdefault(name, []).append(node.name)
+        object.__setattr__(self, "users", users)
+
+    def is_activation(self, name: str) -> bool:
+        """Whether a name stands for the input or a tensor that depends on its values."""
+        return name == self.input or (name in self.nodes and self.nodes[name].kind == "activation")
+
+    def activations(self, node: Node) -> tuple[str, ...]:
+        """The activations that a node reads, in the order of its arguments, with repetitions."""
+        return tuple(name for name in refs((node.args, node.kwargs)) if self.is_activation(name))
+
+    def only_user(self, name: str) -> Node | None:
+        """The node that alone reads a value, None if others or the caller read it too."""
+        users = self.users.get(name, [])
+        return self.nodes[users[0]] if len(users) == 1 and name != self.output else None
+
+    def shape_of(self, name: str) -> tuple[Dimension, ...]:
+        """Shape of a value."""
+        return self.nodes[name].shape if name in self.nodes else self.shapes[name]
+
+    def sized(self, shape: tuple[Dimension, ...], samples: int) -> tuple[int, ...]:
+        """A shape with the batch size put in."""
+        return tuple(
+            dim if isinstance(dim, int) else int(dim.subs({self.batch: samples})) for dim in shape
+        )
+
+    def values(self, module: torch.nn.Module) -> dict[str, Any]:
+        """Look up the parameters, buffers and constants, as they are in the module right now."""
+        found: dict[str, Any] = dict(self.constants)
+        for name, path in self.attributes.items():
+            tensor: Any = module
+            for part in path.split("."):
+                tensor = getattr(tensor, part)
+            found[name] = tensor.detach() if isinstance(tensor, Tensor) else tensor
+        return found
+
+
+def bind_arguments(
+    target: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments by the names of the operation's schema; empty for what has no schema."""
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return {}
+    bound: dict[str, Any] = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(args):
+            bound[argument.name] = args[position]
+        elif argument.name in kwargs:
+            bound[argument.name] = kwargs[argument.name]
+        elif argument.has_default_value():
+            bound[argument.name] = argument.default_value
+    return bound

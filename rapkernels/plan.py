@@ -1,0 +1,68 @@
+"""The dry run: which rule each node gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rapkernels.program import Program
+from rapkernels.tables import format_table
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One operation of the graph.
+
+    Attributes:
+        node: name of the node.
+        module: path of the module that it belongs to.
+        operation: what it computes.
+        rule: what relevance does there; "-" for values that carry none.
+        shape: shape of its value.
+        role: "input" for input layers, "output" for the last linear layer, else "".
+    """
+
+    node: str
+    module: str
+    operation: str
+    rule: str
+    shape: tuple[int, ...]
+    role: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call will do, in the order of the forward; print it for a table."""
+
+    rows: tuple[PlanRow, ...]
+
+    def __str__(self) -> str:
+        header = ("node", "module", "operation", "rule", "shape", "role")
+        body = [
+            (
+                row.node,
+                row.module,
+                row.operation,
+                row.rule,
+                "x".join(map(str, row.shape)),
+                row.role,
+            )
+            for row in self.rows
+        ]
+        return format_table(header, body)
+
+
+def make_plan(program: Program, samples: int) -> Plan:
+    """Describe a program for a batch size."""
+    return Plan(
+        tuple(
+            PlanRow(
+                node=step.node.name,
+                module=step.node.module,
+                operation=step.node.operation,
+                rule="-" if step.rule is None else step.rule.name,
+                shape=program.graph.sized(step.node.shape, samples),
+                role="" if step.role == "inner" else step.role,
+            )
+            for step in program.steps
+        )
+    )

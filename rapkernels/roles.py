@@ -1,0 +1,72 @@
+"""Which layers are input layers and which is the last linear layer: read off the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rapkernels.graph import Graph, Node
+
+_LAYERS = {"conv", "linear"}
+_BEFORE_INPUT_LAYER = {"structure", "affine", "batch_norm"}
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Roles of the nodes of a graph.
+
+    Attributes:
+        inputs: the first convolutions and linear layers from the input (z-box rule).
+        outputs: the linear layers that the output is read from (first step).
+        prefix: the nodes between the input and the input layers.
+    """
+
+    inputs: frozenset[str]
+    outputs: frozenset[str]
+    prefix: frozenset[str]
+
+
+def find_roles(graph: Graph, families: Mapping[str, str]) -> Roles:
+    """Find the roles.
+
+    Args:
+        graph: the graph.
+        families: activation node -> family of its rule.
+    """
+    outputs = _output_layers(graph, families)
+    inputs: set[str] = set()
+    prefix: set[str] = set()
+    reached = {graph.input}
+    for node in graph.nodes.values():
+        read = graph.activations(node)
+        if node.kind != "activation" or not reached.issuperset(read):
+            continue
+        if families[node.name] in _LAYERS:
+            inputs.add(node.name)
+        elif families[node.name] in _BEFORE_INPUT_LAYER:
+            prefix.add(node.name)
+            reached.add(node.name)
+    # One layer that is both takes the first step, which needs no bounds.
+    return Roles(frozenset(inputs - outputs), frozenset(outputs), frozenset(prefix))
+
+
+def _output_layers(graph: Graph, families: Mapping[str, str]) -> frozenset[str]:
+    found: set[str] = set()
+    pending = [graph.output]
+    while pending:
+        name = pending.pop()
+        node = graph.nodes.get(name)
+        if node is None:
+            continue
+        if families[name] == "structure":
+            pending.extend(graph.activations(node))
+        elif families[name] == "linear" and len(node.shape) == 2 and _starts(graph, node):
+            found.add(name)
+    return frozenset(found)
+
+
+def _starts(graph: Graph, node: Node) -> bool:
+    """Whether a linear layer's samples are those of the batch."""
+    size = node.shape[0]
+    batch = graph.batch if graph.batch is not None else graph.shapes[graph.input][0]
+    return bool(size == batch)

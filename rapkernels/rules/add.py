@@ -1,0 +1,82 @@
+"""Sums and differences: of two activations, and of one activation and a constant."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from typing_extensions import override
+
+from rapkernels.graph import Graph, Node, Ref, bound_refs, refs
+from rapkernels.relevance import Relevance
+from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+
+
+class Add(Rule):
+    """``a + alpha b`` or ``a - alpha b`` of two activations: shared by contribution."""
+
+    family: ClassVar[str] = "add"
+    fresh = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.name = site.variant.add
+        sign = -1 if site.node.operation.startswith("aten.sub.") else 1
+        self._factor = sign * site.node.arguments.get("alpha", 1)
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        ctx.save(args[0], args[1])
+        return super().forward(ctx, *args, **kwargs)
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> tuple[Relevance, Relevance]:
+        a, b = ctx.saved
+        shape = relevance.values.shape
+        scaled = b if self._factor == 1 else b * self._factor
+        values_a, values_b, scale, absorbed = ctx.ops.relprop_add(
+            a.expand(shape), scaled.expand(shape), *relevance, self.name
+        )
+        ctx.absorb(absorbed)
+        states = Relevance(values_a, None, scale), Relevance(values_b, None, scale)
+        first, second = (
+            state if x.shape == shape else Relevance(ctx.materialise(state).sum_to_size(x.shape))
+            for state, x in zip(states, (a, b), strict=True)
+        )
+        return first, second
+
+
+class Affine(Rule):
+    """Add, subtract, multiply or divide by what does not depend on the input: relevance passes."""
+
+    name = "identity"
+    family: ClassVar[str] = "affine"
+    fresh = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        if len(site.inputs) != 1 or not any(name in site.inputs for name in refs(site.node.args)):
+            raise NoRuleError("it combines two values that both depend on the input")
+        divisor = site.node.arguments.get("other")
+        if site.node.operation.startswith("aten.div.") and divisor == Ref(site.inputs[0]):
+            raise NoRuleError("it divides by a value that depends on the input")
+        if site.node.arguments.get("rounding_mode") is not None:
+            raise NoRuleError("it rounds")
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        x = dict(bound_refs(self.node.args, args))[self.site.inputs[0]]
+        ctx.save(x.shape, x.dtype)
+        return super().forward(ctx, *args, **kwargs)
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+        shape, dtype = ctx.saved
+        if relevance.values.shape == shape and relevance.values.dtype == dtype:
+            return relevance
+        return Relevance(ctx.materialise(relevance).sum_to_size(shape).to(dtype))
+
+
+def choose_sum(graph: Graph, node: Node) -> type[Rule]:
+    """Add where two activations meet, else Affine."""
+    return Add if len(graph.activations(node)) == 2 else Affine

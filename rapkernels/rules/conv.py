@@ -1,0 +1,186 @@
+"""Convolutions, with the BatchNorm after and the zero pad before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from typing_extensions import override
+
+from rapkernels.author import relprop_signed_author
+from rapkernels.fusion import CONVOLUTIONS, batch_norm_operands, is_convolution
+from rapkernels.relevance import Relevance
+from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {
+    1: functional.conv1d,
+    2: functional.conv2d,
+    3: functional.conv3d,
+}
+
+
+class Convolution(Rule):
+    """The uniformly shifted contributions of Eqs. 7-9 of the RAP paper; the bias plays no part."""
+
+    family: ClassVar[str] = "conv"
+    fuses = "conv"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        arguments = site.node.arguments
+        if arguments.get("transposed", False):
+            raise NoRuleError("transposed convolutions have no rule")
+        if not is_convolution(site.graph, site.node):
+            raise NoRuleError("the weight or bias of the convolution depends on the input")
+        dimensions = CONVOLUTIONS[site.node.operation] or len(site.node.shape) - 2
+        if len(site.node.shape) != dimensions + 2:
+            raise NoRuleError("the convolution's input has no batch dimension")
+        self.name = site.variant.conv
+        self.dimensions = dimensions
+        self.stride = _per_dimension(arguments["stride"], dimensions)
+        self.dilation = _per_dimension(arguments["dilation"], dimensions)
+        self.groups = int(arguments["groups"])
+        self._padding = arguments["padding"]
+        self._outer = site.fusion.padding.get(site.node.name, (0,) * (2 * dimensions))
+        self.nonnegative = site.inputs[0] in site.nonnegative
+        self.batch_norm = site.fusion.batch_norm.get(site.node.name)
+        self.fresh = self.batch_norm is not None or arguments["bias"] is not None
+        if self.batch_norm is not None:
+            self.operands = batch_norm_operands(self.batch_norm)
+
+    @classmethod
+    @override
+    def at(cls, site: Site) -> Rule:
+        """The z-box rule for an input layer, else the variant's."""
+        return ZBoxConvolution(site) if site.role == "input" else cls(site)
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        x, weight, bias = _tensors(*args, **kwargs)
+        # The relevance step needs the convolution without bias, so the bias is added apart.
+        z = self._convolve(x, self._folded_weight(ctx, weight), None)
+        ctx.save(x, weight, z)
+        bias = self._folded_bias(ctx, bias, z.dtype)
+        return z if bias is None else z + bias.view(-1, *[1] * self.dimensions)
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+        x, weight, z = ctx.saved
+        weight = self._folded_weight(ctx, weight)
+        signed = self.site.variant.split_signed and not self.nonnegative
+
+        def propagate(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            result: tuple[Tensor, Tensor, Tensor, Tensor] = ctx.ops.relprop_conv(
+                x,
+                weight,
+                None if signed else z,
+                *relevance,
+                *self._geometry(weight),
+                self.name,
+                signed or self.nonnegative,
+            )
+            return result
+
+        if signed:
+            return ctx.settle(*relprop_signed_author(propagate, x, ctx.ops.merge))
+        return ctx.settle(*propagate(x))
+
+    def _geometry(self, weight: Tensor) -> tuple[list[int], list[int], list[int], int]:
+        return self.stride, self._padding_pairs(weight), self.dilation, self.groups
+
+    def _padding_pairs(self, weight: Tensor) -> list[int]:
+        """(low, high) per spatial dimension: the convolution's own and that of the pad before."""
+        if self._padding == "valid":
+            own = [0] * (2 * self.dimensions)
+        elif self._padding == "same":
+            own = []
+            for kernel, dilation in zip(weight.shape[2:], self.dilation, strict=True):
+                total = dilation * (kernel - 1)
+                own += [total // 2, total - total // 2]
+        else:
+            amounts = _per_dimension(self._padding, self.dimensions)
+            own = [amount for amount in amounts for _ in range(2)]
+        return [a + b for a, b in zip(own, self._outer, strict=True)]
+
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        pairs = self._padding_pairs(weight)
+        low, high = pairs[::2], pairs[1::2]
+        if low != high:
+            x = functional.pad(
+                x, [edge for pair in zip(low[::-1], high[::-1], strict=True) for edge in pair]
+            )
+            low = [0] * self.dimensions
+        convolve = _CONVOLVE[self.dimensions]
+        return convolve(x, weight, bias, self.stride, low, self.dilation, self.groups)
+
+    def _folded_weight(self, ctx: Context, weight: Tensor) -> Tensor:
+        if self.batch_norm is None:
+            return weight
+        scale = self._batch_norm_scale(ctx).view(-1, *[1] * (weight.dim() - 1))
+        return (weight * scale).to(weight.dtype)
+
+    def _folded_bias(self, ctx: Context, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if self.batch_norm is None:
+            return bias
+        _, beta, mean, _ = ctx.operands
+        centred: Tensor = -mean if bias is None else bias - mean
+        folded = centred * self._batch_norm_scale(ctx)
+        return (folded if beta is None else folded + beta).to(dtype)
+
+    def _batch_norm_scale(self, ctx: Context) -> Tensor:
+        """The factor gamma / sqrt(variance + eps), in float32 for the half types."""
+        assert self.batch_norm is not None
+        gamma, _, _, variance = ctx.operands
+        if variance.dtype in (torch.float16, torch.bfloat16):
+            variance = variance.float()
+        scale = torch.rsqrt(variance + self.batch_norm.arguments["eps"])
+        return scale if gamma is None else gamma * scale
+
+
+class ZBoxConvolution(Convolution):
+    """The rule of input layers, Eq. 10: bounds are the sample's extremes unless given."""
+
+    family: ClassVar[str] = "conv"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.name = "z_box"
+        self.fresh = True
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        x, weight, bias = _tensors(*args, **kwargs)
+        ctx.save(x, weight)
+        folded = self._folded_bias(ctx, bias, x.dtype)
+        return self._convolve(x, self._folded_weight(ctx, weight), folded)
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+        x, weight = ctx.saved
+        weight = self._folded_weight(ctx, weight)
+        low, high = bounds_of(ctx, x)
+        return ctx.settle(
+            *ctx.ops.relprop_zbox_conv(x, weight, low, high, *relevance, *self._geometry(weight))
+        )
+
+
+def bounds_of(ctx: Context, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The given bounds of an input layer's input, or the extremes of each sample."""
+    if ctx.bounds is not None:
+        return ctx.bounds
+    dimensions = tuple(range(1, x.dim()))
+    return x.amin(dimensions, keepdim=True), x.amax(dimensions, keepdim=True)
+
+
+def _tensors(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *_args: Any, **_kwargs: Any
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return x, weight, bias
+
+
+def _per_dimension(value: int | list[int], dimensions: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dimensions if len(values) == 1 else values

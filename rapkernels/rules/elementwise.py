@@ -1,0 +1,97 @@
+"""Element-wise operations that relevance passes through unchanged."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from rapkernels.relevance import Relevance
+from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+
+
+class Identity(Rule):
+    """Relevance passes unchanged: the operation is element-wise in the one activation it reads."""
+
+    name = "identity"
+    family: ClassVar[str] = "activation"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        if len(site.inputs) != 1:
+            raise NoRuleError("the rule identity needs an operation of one activation")
+        if site.graph.shape_of(site.inputs[0]) != site.node.shape:
+            raise NoRuleError("the rule identity needs an output shaped like the input")
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+        return relevance
+
+
+class Activation(Identity):
+    """ReLU and its like; overwrites its input where nobody else needs that."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.fresh = True
+        self._in_place = _IN_PLACE[site.node.operation] if site.owns(site.inputs[0]) else None
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        if self._in_place is None:
+            return super().forward(ctx, *args, **kwargs)
+        result: Tensor = self._in_place(*args, **kwargs)
+        return result
+
+
+class Copy(Identity):
+    """Copies, aliases and changes of memory layout; dropout in eval mode is one of them."""
+
+    family: ClassVar[str] = "structure"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        if site.node.arguments.get("train", False):
+            raise NoRuleError("dropout is active (training=True)")
+        self.fresh = site.owns(site.inputs[0])
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        # Values are written once, so that nobody needs a copy.
+        result: Tensor = args[0]
+        return result
+
+
+class Cast(Identity):
+    """A change of floating-point type: relevance goes back in the type of the input."""
+
+    name = "cast"
+    family: ClassVar[str] = "structure"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        dtype = site.node.arguments.get("dtype")
+        if dtype is not None and not dtype.is_floating_point:
+            raise NoRuleError(f"it converts to {dtype}, which carries no relevance")
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        ctx.save(args[0].dtype)
+        return super().forward(ctx, *args, **kwargs)
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+        (dtype,) = ctx.saved
+        if relevance.values.dtype == dtype:
+            return relevance
+        return Relevance(ctx.materialise(relevance).to(dtype))
+
+
+_IN_PLACE = {
+    "aten.relu.default": torch.ops.aten.relu_.default,
+    "aten.relu6.default": torch.ops.aten.relu6_.default,
+    "aten.hardtanh.default": torch.ops.aten.hardtanh_.default,
+}
+ACTIVATIONS = tuple(_IN_PLACE)

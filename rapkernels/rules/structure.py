@@ -1,0 +1,235 @@
+"""Operations that move, repeat or leave out entries: relevance moves back the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from rapkernels.fusion import pad_amounts
+from rapkernels.graph import bound_refs, map_refs, refs
+from rapkernels.relevance import Relevance
+from rapkernels.rules.base import Context, Rule, Site
+
+
+class Structure(Rule):
+    """Any linear operation whose output entries are copies of input entries.
+
+    Relevance goes back through the operation's vector-Jacobian product, so that what an entry's
+    copies receive is summed and an entry that is not read gets 0.
+    """
+
+    name = "structure"
+    family: ClassVar[str] = "structure"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        # Entries of constants can be in the output: what they get is lost.
+        self.loses = any(
+            name not in site.inputs and site.graph.shape_of(name)
+            for name in refs((site.node.args, site.node.kwargs))
+        )
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        values = dict(bound_refs((self.node.args, self.node.kwargs), (args, kwargs)))
+        for name in self.site.inputs:
+            # Backward needs its shape and type alone; to keep the values would cost memory.
+            values[name] = values[name].new_empty(()).expand(values[name].shape)
+        ctx.save(values)
+        return super().forward(ctx, *args, **kwargs)
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
+        (values,) = ctx.saved
+        names = list(dict.fromkeys(self.site.inputs))
+        if not all(self.keeps_samples(values[name].shape) for name in names):
+            relevance = Relevance(ctx.materialise(relevance))
+        moved = self._transpose(values, names, relevance.values)
+        states = {
+            name: relevance._replace(values=part) for name, part in zip(names, moved, strict=True)
+        }
+        if self.loses:
+            absorb_difference(ctx, relevance, list(states.values()))
+        # An input that is read twice gets all of its relevance at the first mention.
+        return [states.pop(name, None) for name in self.site.inputs]
+
+    def keeps_samples(self, shape: torch.Size) -> bool:  # noqa: ARG002
+        """Whether entries stay in their sample and are neither repeated nor summed.
+
+        The pending shift and scale are then those of the input; else they are applied first.
+        """
+        return False
+
+    def _transpose(
+        self, values: dict[str, Any], names: list[str], moved: Tensor
+    ) -> Sequence[Tensor]:
+        with torch.enable_grad():
+            leaves = {
+                name: torch.zeros_like(
+                    values[name], memory_format=torch.contiguous_format
+                ).requires_grad_()
+                for name in names
+            }
+            known = values | leaves
+            result = self.node.call(
+                *map_refs(self.node.args, known.__getitem__),
+                **map_refs(self.node.kwargs, known.__getitem__),
+            )
+        return torch.autograd.grad(result, list(leaves.values()), moved, materialize_grads=True)
+
+
+class Reshape(Structure):
+    """A new shape for the same entries in the same order."""
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        ctx.save(args[0].shape)
+        if self.node.operation in _VIEWS:
+            # Unlike view, reshape takes any memory layout.
+            result: Tensor = args[0].reshape(args[1])
+            return result
+        return Rule.forward(self, ctx, *args, **kwargs)
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
+        (shape,) = ctx.saved
+        if shape[0] == relevance.values.shape[0]:
+            return [relevance._replace(values=relevance.values.reshape(shape))]
+        return [Relevance(ctx.materialise(relevance).reshape(shape))]
+
+
+class Permute(Structure):
+    """A new order of the dimensions."""
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        result = Rule.forward(self, ctx, *args, **kwargs)
+        rank = args[0].dim()
+        if self.node.operation == "aten.permute.default":
+            order = [int(dim) % rank for dim in args[1]]
+        elif len(args) == 1:
+            order = list(reversed(range(rank)))
+        else:
+            order = list(range(rank))
+            first, second = args[1] % rank, args[2] % rank
+            order[first], order[second] = second, first
+        ctx.save(order)
+        return result
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
+        (order,) = ctx.saved
+        state = relevance if order[:1] == [0] else Relevance(ctx.materialise(relevance))
+        back = [order.index(dim) for dim in range(len(order))]
+        return [state._replace(values=state.values.permute(back))]
+
+
+class Part(Structure):
+    """A part along one dimension: what is not read gets 0."""
+
+    @override
+    def keeps_samples(self, shape: torch.Size) -> bool:
+        rank = len(shape)
+        return int(self.node.arguments.get("dim", 0)) % rank != 0
+
+
+class Concatenation(Structure):
+    """Each input gets its part; in the authors' code not where the input is exactly 0."""
+
+    fresh = True
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._drops = site.variant.drop_at_zero
+        if self._drops:
+            self.name = "structure_nonzero"
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        tensors: list[Tensor] = args[0]
+        result = Rule.forward(self, ctx, *args, **kwargs)
+        dim = int(self.node.arguments["dim"]) % result.dim()
+        zeros = result == 0 if self._drops else None
+        ctx.save(dim, [tensor.shape[dim] if tensor.dim() > dim else 0 for tensor in tensors], zeros)
+        return result
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
+        dim, sizes, zeros = ctx.saved
+        if zeros is not None:
+            kept = relevance._replace(values=relevance.values.masked_fill(zeros, 0))
+            absorb_difference(ctx, relevance, [kept])
+            relevance = kept
+        state = relevance if dim != 0 else Relevance(ctx.materialise(relevance))
+        names = [reference.name for reference in self.node.args[0]]
+        parts = zip(names, state.values.split_with_sizes(sizes, dim), strict=True)
+        states = [state._replace(values=part) for name, part in parts if name in self.site.inputs]
+        if self.loses:
+            absorb_difference(ctx, state, states)
+        return states
+
+
+def absorb_difference(ctx: Context, before: Relevance, after: Sequence[Relevance]) -> None:
+    """Count what was left out as absorbed."""
+    if not ctx.wants_absorbed:
+        return
+    totals = [before.total(), *(-state.total() for state in after)]
+    if any(total.shape != totals[0].shape for total in totals):
+        # Dimension 0 is not the batch everywhere, so that samples cannot be told apart.
+        samples = totals[0].shape[0]
+        totals = [(total.sum() / samples).expand(samples) for total in totals]
+    ctx.absorb(torch.stack(totals).sum(0))
+
+
+class Pad(Structure):
+    """A pad that no convolution takes in; what falls on a constant border is absorbed."""
+
+    fuses = "pad"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.loses = site.node.arguments.get("mode", "constant") == "constant"
+        rank = len(site.node.shape)
+        self._touches_batch = any(list(pad_amounts(site.node))[2 * (rank - 1) :])
+
+    @classmethod
+    @override
+    def at(cls, site: Site) -> Rule:
+        """A zero pad that its convolution has taken in does nothing more."""
+        return FoldedPad(site) if site.node.name in site.fusion.absorbed else cls(site)
+
+    @override
+    def keeps_samples(self, shape: torch.Size) -> bool:
+        return self.loses and not self._touches_batch
+
+
+class FoldedPad(Structure):
+    """What the convolution after it does itself."""
+
+    name = "folded"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._amounts = list(pad_amounts(site.node))
+        self.fresh = False
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = args[0]
+        return result
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
+        return [relevance]
+
+    @override
+    def at_output(self, relevance: Tensor) -> Tensor:
+        """The border is 0: its messages are."""
+        return torch.nn.functional.pad(relevance, self._amounts)
+
+
+_VIEWS = ("aten.view.default", "aten._unsafe_view.default")

@@ -1,0 +1,138 @@
+"""Runs a program forward, then sends relevance back through it, freeing as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rapkernels.graph import map_refs, refs
+from rapkernels.program import Program, Step
+from rapkernels.relevance import Relevance
+from rapkernels.rules.base import Context
+
+Bounds = tuple[Tensor, Tensor]
+Observer = Callable[[Step, Context, Relevance, Sequence[Relevance | None]], None]
+
+
+class Walk:
+    """One call: holds what the forward saved until the backward has used it.
+
+    Args:
+        program: what to run.
+        values: parameters and constants by name, from :meth:`rapkernels.graph.Graph.values`.
+        ops: the module of relevance operations.
+        observer: called after each backward step, for reports.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        values: Mapping[str, Any],
+        ops: ModuleType,
+        observer: Observer | None = None,
+    ) -> None:
+        self._program = program
+        self._values = values
+        self._ops = ops
+        self._observer = observer
+        self._contexts: dict[str, Context] = {}
+
+    def forward(self, x: Tensor, bounds: Bounds | None = None) -> Tensor:
+        """Return the model's output and keep what the rules need.
+
+        Args:
+            x: the input.
+            bounds: lowest and highest values of ``x``, of its shape, for the input layers; None
+                for each sample's own.
+        """
+        graph = self._program.graph
+        mapped = {} if bounds is None else self._map_bounds(bounds)
+        live: dict[str, Any] = {**self._values, graph.input: x}
+        for step in self._program.steps:
+            name = step.node.name
+            context = Context(
+                ops=self._ops,
+                operands=()
+                if step.rule is None
+                else map_refs(step.rule.operands, live.__getitem__),
+                bounds=mapped.get(name),
+                wants_absorbed=self._observer is not None,
+            )
+            live[name] = _run(step, context, live)
+            if step.rule is not None:
+                self._contexts[name] = context
+            for freed in step.frees:
+                del live[freed]
+        output: Tensor = live[graph.output]
+        return output
+
+    def backward(
+        self, start: Tensor, exposed: Collection[str] = ()
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Send relevance from the output to the input.
+
+        Args:
+            start: relevance of the output.
+            exposed: names of nodes whose relevance is wanted too.
+
+        Returns:
+            The relevance of the input (None if none arrives) and that of the exposed nodes that it
+            arrives at, with the pending shifts applied.
+        """
+        graph = self._program.graph
+        arrived: dict[str, Relevance] = {graph.output: Relevance(start)}
+        layers: dict[str, Tensor] = {}
+        for step in reversed(self._program.steps):
+            name = step.node.name
+            context = self._contexts.pop(name, None)
+            relevance = arrived.pop(name, None)
+            if step.rule is None or context is None or relevance is None:
+                continue
+            if name in exposed:
+                layers[name] = step.rule.at_output(self._materialise(relevance))
+            result = step.rule.backward(context, relevance)
+            states = [result] if isinstance(result, Relevance) else list(result)
+            if self._observer is not None:
+                self._observer(step, context, relevance, states)
+            for source, state in zip(step.inputs, states, strict=True):
+                if state is not None:
+                    arrived[source] = self._merge(arrived.get(source), state)
+        final = arrived.get(graph.input)
+        return None if final is None else self._materialise(final), layers
+
+    def _materialise(self, relevance: Relevance) -> Tensor:
+        return Context(ops=self._ops).materialise(relevance)
+
+    def _merge(self, known: Relevance | None, state: Relevance) -> Relevance:
+        if known is None:
+            return state
+        values, scale = self._ops.merge(*known, *state)
+        return Relevance(values, None, scale)
+
+    def _map_bounds(self, bounds: Bounds) -> dict[str, Bounds]:
+        """What the operations before each input layer make of the bounds of ``x``."""
+        graph, roles = self._program.graph, self._program.roles
+        ends: list[dict[str, Any]] = [{**self._values, graph.input: bound} for bound in bounds]
+        mapped: dict[str, Bounds] = {}
+        for step in self._program.steps:
+            name = step.node.name
+            if name in roles.inputs:
+                low, high = (end[step.inputs[0]] for end in ends)
+                mapped[name] = torch.minimum(low, high), torch.maximum(low, high)
+            elif name in roles.prefix or step.rule is None:
+                for end in ends:
+                    if all(source in end for source in refs((step.node.args, step.node.kwargs))):
+                        end[name] = _run(step, Context(ops=self._ops), end)
+        return mapped
+
+
+def _run(step: Step, context: Context, live: Mapping[str, Any]) -> Any:
+    args = map_refs(step.node.args, live.__getitem__)
+    kwargs = map_refs(step.node.kwargs, live.__getitem__)
+    if step.rule is None:
+        return step.node.call(*args, **kwargs)
+    return step.rule.forward(context, *args, **kwargs)
