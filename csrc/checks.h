@@ -16,10 +16,9 @@ using OptionalTensor = std::optional<Tensor>;
 
 inline void check_storage(const char* op, const char* name, const Tensor& t) {
   const auto type = t.scalar_type();
-  TORCH_CHECK(type == at::kFloat || type == at::kDouble || type == at::kHalf ||
-                  type == at::kBFloat16,
-              op, ": ", name, " must be float32, float64, float16 or bfloat16, got ",
-              t.scalar_type());
+  TORCH_CHECK(
+      type == at::kFloat || type == at::kDouble || type == at::kHalf || type == at::kBFloat16, op,
+      ": ", name, " must be float32, float64, float16 or bfloat16, got ", t.scalar_type());
 }
 
 inline void check_like(const char* op, const char* name, const Tensor& t, const char* other_name,
@@ -40,9 +39,8 @@ inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t
               low == high ? "" : " to " + std::to_string(high), " dimensions, got ", t.dim());
 }
 
-// psi, scale and total: one float64 per sample.
-inline void check_per_sample(const char* op, const char* name, const OptionalTensor& t,
-                             const Tensor& x) {
+// psi, scale and total: one float64 per sample, dense from here on.
+inline void check_per_sample(const char* op, const char* name, OptionalTensor& t, const Tensor& x) {
   if (!t) return;
   TORCH_CHECK(t->scalar_type() == at::kDouble, op, ": ", name, " must be float64, got ",
               t->scalar_type());
@@ -50,6 +48,7 @@ inline void check_per_sample(const char* op, const char* name, const OptionalTen
               x.size(0), "], one entry per sample, got ", t->sizes());
   TORCH_CHECK(t->device() == x.device(), op, ": ", name, " must be on ", x.device(), ", got ",
               t->device());
+  t = t->contiguous();
 }
 
 inline void check_list(const char* op, const char* name, at::IntArrayRef list, int64_t length,

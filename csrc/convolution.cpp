@@ -85,9 +85,9 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
 Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
                            const ConvShape& conv) {
   const std::vector<int64_t> none(conv.stride.size(), 0);
-  const auto gradients = at::convolution_backward(
-      s, x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation, /*transposed=*/false,
-      none, conv.groups, {true, false, false});
+  const auto gradients =
+      at::convolution_backward(s, x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
+                               /*transposed=*/false, none, conv.groups, {true, false, false});
   return std::get<0>(gradients).contiguous(x.suggest_memory_format());
 }
 

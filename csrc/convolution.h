@@ -18,7 +18,8 @@ struct ConvShape {
   std::vector<int64_t> high;  // what the high side has beyond that
 };
 
-// Checks shapes and dtypes; `padding` holds (low, high) for each spatial dimension, the first first.
+// Checks shapes and dtypes; `padding` holds (low, high) for each spatial dimension, the first
+// first.
 ConvShape check_convolution(const char* op, const Tensor& x, const Tensor& weight,
                             const Tensor& relevance, at::IntArrayRef stride,
                             at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups);

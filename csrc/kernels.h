@@ -1,6 +1,7 @@
 // Bridge between the device-independent ops and the kernels of each device: plain pointers only, so
 // that a .cu file needs no torch header. T is the accumulate type: float or double.
-// Memory is dense; sample n of a (N, M) operand starts at n * M. psi may be null (no pending shift).
+// Memory is dense; sample n of a (N, M) operand starts at n * M. psi may be null (no pending
+// shift).
 #pragma once
 
 #include <cstdint>
@@ -12,9 +13,6 @@ enum class Share { kAbsolute, kRatio };
 
 // What the first two operands of the quotient are.
 enum class Form { kSplit /* Z+, Z- */, kAbsolute /* z, A */ };
-
-// What the quotient writes: S+ and S-, or their half sum and half difference (absolute form of C).
-enum class Output { kParts, kHalfSumAndDifference };
 
 // Where S+ and S- of an element go: row r, column c of sample n is written at
 // n * sample_stride + r * row_stride + c, its second part `part_offset` further on.
@@ -29,10 +27,9 @@ struct SplitLayout {
 
 // C from the two gradients of the split backward, by the sign of x.
 enum class Gate {
-  kProduct,    // x g                 (x >= 0, both parts in one gradient)
-  kSum,        // x (g + h)           (x >= 0, one gradient for each part)
-  kBySign,     // x+ g + |x-| h       (split form, any sign)
-  kAbsolute,   // |x| g + x h         (absolute form, any sign)
+  kProduct,  // x g                 (x >= 0, both parts in one gradient)
+  kSum,      // x (g + h)           (x >= 0, one gradient for each part)
+  kBySign,   // x+ g + |x-| h       (any sign)
 };
 
 // What the uniform shift needs to know of one sample.
@@ -42,7 +39,8 @@ struct Statistics {
   double largest;
 };
 
-// Windows of one spatial dimension of a pool: output o reads begin[o], begin[o] + step, ... < end[o].
+// Windows of one spatial dimension of a pool: output o reads begin[o], begin[o] + step, ... <
+// end[o].
 struct Windows {
   const int64_t* begin;
   const int64_t* end;
@@ -51,7 +49,8 @@ struct Windows {
   int64_t outputs;
 };
 
-// A pool over (groups, spatial, channels): channels are contiguous, positions `position_stride` apart.
+// A pool over (groups, spatial, channels): channels are contiguous, positions `position_stride`
+// apart.
 struct PoolShape {
   int64_t samples;
   int64_t channels;
@@ -59,42 +58,41 @@ struct PoolShape {
   Windows windows[3];
 };
 
-#define RAPKERNELS_DECLARE_KERNELS                                                                 \
-  template <typename T>                                                                            \
-  void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,      \
-                      T* parts, double* total, const SplitLayout& layout, Form form, Rule rule,    \
-                      Output output);                                                              \
-  template <typename T>                                                                            \
-  void zbox_quotient(const T* z, const T* relevance, const double* psi, T* quotient,               \
-                     double* absorbed, int64_t samples, int64_t size);                             \
-  template <typename T>                                                                            \
-  void gate(const T* x, const T* first, const T* second, T* contribution, Statistics* statistics,  \
-            int64_t samples, int64_t size, Gate form);                                             \
-  template <typename T>                                                                            \
-  void measure(const T* values, Statistics* statistics, int64_t samples, int64_t size);            \
-  template <typename T, typename Storage>                                                          \
-  void store(const T* values, const double* factor, Storage* stored, Statistics* statistics,       \
-             int64_t samples, int64_t size);                                                       \
-  template <typename T>                                                                            \
-  void apply_shift(const T* values, const double* psi, const double* scale, T* relevance,          \
-                   double largest, int64_t samples, int64_t size);                                 \
-  template <typename T>                                                                            \
-  void merge(const T* a, const double* psi_a, const double* factor_a, const T* b,                  \
-             const double* psi_b, const double* factor_b, T* sum, int64_t samples, int64_t size);  \
-  template <typename T>                                                                            \
-  void linear_split(const T* x, const T* weight, T* positive, T* negative, int64_t rows,           \
-                    int64_t inputs, int64_t outputs);                                              \
-  template <typename T>                                                                            \
-  void linear_contribution(const T* x, const T* weight, const T* positive, const T* negative,      \
-                           T* contribution, int64_t rows, int64_t inputs, int64_t outputs);        \
-  template <typename T>                                                                            \
-  void max_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,       \
-                const PoolShape& shape);                                                           \
-  template <typename T>                                                                            \
-  void avg_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,       \
-                const PoolShape& shape, Share share);                                              \
-  template <typename T>                                                                            \
-  void add(const T* a, const T* b, const T* relevance, const double* psi, T* out_a, T* out_b,      \
+#define RAPKERNELS_DECLARE_KERNELS                                                                \
+  template <typename T>                                                                           \
+  void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,     \
+                      T* parts, double* total, const SplitLayout& layout, Form form, Rule rule);  \
+  template <typename T>                                                                           \
+  void zbox_quotient(const T* z, const T* relevance, const double* psi, T* quotient,              \
+                     double* absorbed, int64_t samples, int64_t size);                            \
+  template <typename T>                                                                           \
+  void gate(const T* x, const T* first, const T* second, T* contribution, Statistics* statistics, \
+            int64_t samples, int64_t size, Gate form);                                            \
+  template <typename T>                                                                           \
+  void measure(const T* values, Statistics* statistics, int64_t samples, int64_t size);           \
+  template <typename T, typename Storage>                                                         \
+  void store(const T* values, const double* factor, Storage* stored, Statistics* statistics,      \
+             int64_t samples, int64_t size);                                                      \
+  template <typename T>                                                                           \
+  void apply_shift(const T* values, const double* psi, const double* scale, T* relevance,         \
+                   double largest, int64_t samples, int64_t size);                                \
+  template <typename T>                                                                           \
+  void merge(const T* a, const double* psi_a, const double* factor_a, const T* b,                 \
+             const double* psi_b, const double* factor_b, T* sum, int64_t samples, int64_t size); \
+  template <typename T>                                                                           \
+  void linear_split(const T* x, const T* weight, T* positive, T* negative, int64_t rows,          \
+                    int64_t inputs, int64_t outputs);                                             \
+  template <typename T>                                                                           \
+  void linear_contribution(const T* x, const T* weight, const T* positive, const T* negative,     \
+                           T* contribution, int64_t rows, int64_t inputs, int64_t outputs);       \
+  template <typename T>                                                                           \
+  void max_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,      \
+                const PoolShape& shape);                                                          \
+  template <typename T>                                                                           \
+  void avg_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,      \
+                const PoolShape& shape, Share share);                                             \
+  template <typename T>                                                                           \
+  void add(const T* a, const T* b, const T* relevance, const double* psi, T* out_a, T* out_b,     \
            double* absorbed, int64_t samples, int64_t size, Share share);
 
 namespace cpu {

@@ -48,10 +48,16 @@ RAPKERNELS_HD T finite_or_zero(T value) {
   return magnitude(value) <= Guard<T>::largest ? value : T(0);
 }
 
-// numerator / denominator for a denominator >= 0, zero where there is no message.
+// Whether a sum of messages is one: neither nothing nor an overflow. False for NaN.
+template <typename T>
+RAPKERNELS_HD bool carries_message(T sum) {
+  return magnitude(sum) > Guard<T>::tiny && magnitude(sum) <= Guard<T>::largest;
+}
+
+// numerator / denominator, zero where there is no message or the quotient overflows.
 template <typename T>
 RAPKERNELS_HD T safe_quotient(T numerator, T denominator) {
-  return denominator > Guard<T>::tiny ? numerator / denominator : T(0);
+  return carries_message(denominator) ? finite_or_zero(numerator / denominator) : T(0);
 }
 
 // The pending uniform shift (RAP Eq. 9), applied where the value is read.

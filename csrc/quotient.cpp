@@ -7,7 +7,7 @@
 namespace rapkernels {
 
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
-               const OptionalTensor& psi, Rule rule, Form form, Output output, Packing packing) {
+               const OptionalTensor& psi, Rule rule, Form form, Packing packing) {
   const int64_t samples = relevance.size(0);
   const int64_t size = samples ? relevance.numel() / samples : 0;
   const int64_t channels = relevance.dim() > 1 ? relevance.size(1) : 1;
@@ -46,7 +46,7 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
     cpu::split_quotient(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
                         relevance.const_data_ptr<scalar_t>(), data_or_null(psi),
                         parts.packed.mutable_data_ptr<scalar_t>(),
-                        parts.total.mutable_data_ptr<double>(), layout, form, rule, output);
+                        parts.total.mutable_data_ptr<double>(), layout, form, rule);
   });
   return parts;
 }
@@ -67,8 +67,7 @@ Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, G
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> split_quotient(const Tensor& z, const Tensor& a,
-                                                  const Tensor& relevance,
-                                                  const OptionalTensor& psi,
+                                                  const Tensor& relevance, OptionalTensor psi,
                                                   std::string_view rule) {
   constexpr const char* op = "split_quotient";
   check_storage(op, "z", z);
@@ -79,16 +78,14 @@ std::tuple<Tensor, Tensor, Tensor> split_quotient(const Tensor& z, const Tensor&
   check_shape(op, "relevance", relevance, z.sizes());
   check_per_sample(op, "psi", psi, z);
   const auto format = z.suggest_memory_format();
-  const Parts parts =
-      quotient(operand(z, format), operand(a, format), operand(relevance, format), psi,
-               parse_rule(op, rule), Form::kAbsolute, Output::kParts, Packing::kApart);
-  return {parts.positive.to(z.scalar_type()).clone(), parts.negative.to(z.scalar_type()).clone(),
-          parts.total};
+  const Parts parts = quotient(operand(z, format), operand(a, format), operand(relevance, format),
+                               psi, parse_rule(op, rule), Form::kAbsolute, Packing::kApart);
+  return {narrowed(parts.positive.clone(), z.scalar_type()),
+          narrowed(parts.negative.clone(), z.scalar_type()), parts.total};
 }
 
 std::tuple<Tensor, Tensor, Tensor> gate_op(const Tensor& x, const Tensor& gradient,
-                                           const OptionalTensor& total,
-                                           const OptionalTensor& scale) {
+                                           OptionalTensor total, OptionalTensor scale) {
   constexpr const char* op = "gate";
   check_storage(op, "x", x);
   TORCH_CHECK(x.dim() >= 1, op, ": x must have at least 1 dimension (N, ...), got 0");
@@ -97,8 +94,10 @@ std::tuple<Tensor, Tensor, Tensor> gate_op(const Tensor& x, const Tensor& gradie
   check_per_sample(op, "total", total, x);
   check_per_sample(op, "scale", scale, x);
   const auto format = x.suggest_memory_format();
-  Tensor owned = gradient.to(accumulate_type(x.scalar_type()), /*non_blocking=*/false,
-                             /*copy=*/true).contiguous(format);
+  Tensor owned = gradient
+                     .to(accumulate_type(x.scalar_type()), /*non_blocking=*/false,
+                         /*copy=*/true)
+                     .contiguous(format);
   const Gated gated = gate(operand(x, format), owned, std::nullopt, Gate::kProduct);
   const State state = settle(gated.values, gated.statistics, total, scale, x.scalar_type());
   return {std::get<0>(state), std::get<1>(state), std::get<2>(state)};

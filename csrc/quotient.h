@@ -18,7 +18,7 @@ struct Parts {
 
 // All operands dense, of one shape, layout and accumulate type. `first`, `second` as Form says.
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
-               const OptionalTensor& psi, Rule rule, Form form, Output output, Packing packing);
+               const OptionalTensor& psi, Rule rule, Form form, Packing packing);
 
 struct Gated {
   Tensor values;

@@ -8,8 +8,8 @@
 namespace rapkernels {
 namespace {
 
-State relprop_add(const Tensor& a, const Tensor& b, const Tensor& relevance,
-                  const OptionalTensor& psi, const OptionalTensor& scale, std::string_view rule) {
+State relprop_add(const Tensor& a, const Tensor& b, const Tensor& relevance, OptionalTensor psi,
+                  OptionalTensor scale, std::string_view rule) {
   constexpr const char* op = "relprop_add";
   check_storage(op, "a", a);
   TORCH_CHECK(a.dim() >= 1, op, ": a must have at least 1 dimension (N, ...), got 0");
@@ -37,11 +37,8 @@ State relprop_add(const Tensor& a, const Tensor& b, const Tensor& relevance,
              share);
   });
   if (scale) absorbed.mul_(*scale);
-  const auto storage = a.scalar_type();
-  const Tensor unit = scale ? scale->clone() : per_sample(a, 1);
-  // Shares are bounded by the relevance that came in the same storage type, but for the ratio rule,
-  // whose overflow the storage type saturates.
-  return {to_a.to(storage), to_b.to(storage), unit, absorbed};
+  const auto [values_a, values_b, unit] = settle_pair(to_a, to_b, scale, a.scalar_type());
+  return {values_a, values_b, unit, absorbed};
 }
 
 }  // namespace

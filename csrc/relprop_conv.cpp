@@ -15,8 +15,9 @@ namespace {
 
 constexpr const char* kOp = "relprop_conv";
 
-// The absolute form saves a convolution where the sums are long; on short sums (depthwise) its
-// cancellation is felt in float32, and the split form costs little.
+// The absolute form saves the forward a convolution where the sums are long; on short sums
+// (depthwise) its cancellation is felt in float32, and the split form costs little. The backward is
+// always split: a contribution that is exactly zero must come out as zero, or it counts as active.
 constexpr int64_t kShortSum = 64;
 
 bool use_absolute_form(const Tensor& weight, const ConvShape& conv) {
@@ -62,32 +63,18 @@ Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus
 Gated packed_step(const Tensor& x, const Tensor& weight, const Messages& m, const Tensor& relevance,
                   const OptionalTensor& psi, Rule rule, const ConvShape& conv, bool nonnegative,
                   Tensor& total) {
-  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Output::kParts,
-                     Packing::kChannels);
+  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kChannels);
   total = s.total;
   const Tensor up = convolve_transposed(s.packed, stacked(weight, true), x, conv);
   if (nonnegative) return gate(x, up, std::nullopt, Gate::kProduct);
-  return gate(x, up, convolve_transposed(s.packed, stacked(weight, false), x, conv),
-              Gate::kBySign);
-}
-
-// The absolute form of C, |x| T_|w|((S+ + S-)/2) + x T_w((S+ - S-)/2): half the work on signed x.
-Gated absolute_step(const Tensor& x, const Tensor& weight, const Messages& m,
-                    const Tensor& relevance, const OptionalTensor& psi, Rule rule,
-                    const ConvShape& conv, Tensor& total) {
-  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form,
-                     Output::kHalfSumAndDifference, Packing::kApart);
-  total = s.total;
-  return gate(x, convolve_transposed(s.positive, weight.abs(), x, conv),
-              convolve_transposed(s.negative, weight, x, conv), Gate::kAbsolute);
+  return gate(x, up, convolve_transposed(s.packed, stacked(weight, false), x, conv), Gate::kBySign);
 }
 
 // Grouped: S+ and S- apart, since packing would mix the groups.
 Gated grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, const Messages& m,
                    const Tensor& relevance, const OptionalTensor& psi, Rule rule,
                    const ConvShape& conv, bool nonnegative, Tensor& total) {
-  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Output::kParts,
-                     Packing::kApart);
+  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kApart);
   total = s.total;
   Tensor up = convolve_transposed(s.positive, plus, x, conv);
   if (nonnegative) {
@@ -100,7 +87,7 @@ Gated grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, con
 }
 
 State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
-                   const Tensor& relevance, const OptionalTensor& psi, const OptionalTensor& scale,
+                   const Tensor& relevance, OptionalTensor psi, OptionalTensor scale,
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                    int64_t groups, std::string_view rule, bool nonnegative) {
   ConvShape conv = check_convolution(kOp, x, weight, relevance, stride, padding, dilation, groups);
@@ -129,8 +116,7 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   Gated gated;
   if (use_absolute_form(w, conv)) {
     const Messages m = absolute_messages(in, w, known, conv, nonnegative);
-    gated = nonnegative ? packed_step(in, w, m, incoming, psi, parsed, conv, true, total)
-                        : absolute_step(in, w, m, incoming, psi, parsed, conv, total);
+    gated = packed_step(in, w, m, incoming, psi, parsed, conv, nonnegative, total);
   } else {
     const Tensor plus = w.clamp_min(0);
     const Tensor minus = w.neg().clamp_min_(0);

@@ -14,14 +14,14 @@ namespace {
 
 constexpr const char* kOp = "relprop_first_linear";
 
-// numerator / denominator per sample, zero where the denominator carries no message.
+// numerator / denominator per sample, zero where the denominator is no message or overflowed.
 Tensor share(const Tensor& numerator, const Tensor& denominator) {
   const double tiny = numerator.scalar_type() == at::kDouble
                           ? Guard<double>::tiny
                           : static_cast<double>(Guard<float>::tiny);
-  const Tensor carried = denominator.abs() > tiny;
-  return at::where(carried, numerator / at::where(carried, denominator, at::ones_like(denominator)),
-                   at::zeros_like(numerator));
+  const Tensor carried = (denominator.abs() > tiny).logical_and(denominator.isfinite());
+  const Tensor quotient = numerator / at::where(carried, denominator, at::ones_like(denominator));
+  return at::where(carried.logical_and(quotient.isfinite()), quotient, at::zeros_like(quotient));
 }
 
 // The authors' contributions: the bias enters through the messages of x+ alone.
@@ -56,6 +56,17 @@ State relprop_first_linear(const Tensor& x, const Tensor& weight, const Optional
   check_shape(kOp, "score", score, {x.size(0)});
   TORCH_CHECK(rule == "absolute" || rule == "author", kOp,
               ": rule must be 'absolute' or 'author', got '", rule, "'");
+
+  if (x.size(0) == 0) {
+    return {at::zeros_like(x), per_sample(x, 0), per_sample(x, 1), per_sample(x, 0)};
+  }
+  // Read on the host: a CUDA target would have to wait for the device.
+  if (target.is_cpu()) {
+    for (const int64_t worst : {target.min().item<int64_t>(), target.max().item<int64_t>()}) {
+      TORCH_CHECK(worst >= 0 && worst < weight.size(0), kOp, ": target must be between 0 and ",
+                  weight.size(0) - 1, ", got ", worst);
+    }
+  }
 
   const auto dense = at::MemoryFormat::Contiguous;
   const Tensor in = operand(x, dense);

@@ -13,8 +13,7 @@ namespace {
 constexpr const char* kOp = "relprop_linear";
 
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
-                     const OptionalTensor& psi, const OptionalTensor& scale,
-                     std::string_view rule) {
+                     OptionalTensor psi, OptionalTensor scale, std::string_view rule) {
   check_storage(kOp, "x", x);
   TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions (N, *, I), got ", x.dim());
   check_dim(kOp, "weight", weight, 2, 2);
@@ -46,7 +45,7 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
 
   const Tensor incoming = operand(relevance, at::MemoryFormat::Contiguous);
   const Parts s = quotient(positive.view(incoming.sizes()), negative.view(incoming.sizes()),
-                           incoming, psi, parsed, Form::kSplit, Output::kParts, Packing::kApart);
+                           incoming, psi, parsed, Form::kSplit, Packing::kApart);
   Tensor contribution = at::empty({rows, inputs}, in.options());
   AT_DISPATCH_FLOATING_TYPES(in.scalar_type(), kOp, [&] {
     cpu::linear_contribution(in.const_data_ptr<scalar_t>(), w.const_data_ptr<scalar_t>(),

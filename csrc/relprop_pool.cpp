@@ -42,8 +42,8 @@ Geometry geometry(const Tensor& x, const Tensor& relevance, at::IntArrayRef step
   return g;
 }
 
-void check_operands(const char* op, const Tensor& x, const Tensor& relevance,
-                    const OptionalTensor& psi, const OptionalTensor& scale) {
+void check_operands(const char* op, const Tensor& x, const Tensor& relevance, OptionalTensor& psi,
+                    OptionalTensor& scale) {
   check_storage(op, "x", x);
   check_dim(op, "x", x, 3, 5);
   check_dim(op, "relevance", relevance, x.dim(), x.dim());
@@ -59,7 +59,7 @@ void check_operands(const char* op, const Tensor& x, const Tensor& relevance,
 int64_t pooled_size(int64_t input, int64_t kernel, int64_t stride, int64_t padding,
                     int64_t dilation, bool ceil_mode) {
   const int64_t room = input + 2 * padding - dilation * (kernel - 1) - 1;
-  const int64_t steps = room < 0 ? -1 : (room + (ceil_mode ? stride - 1 : 0)) / stride;
+  const int64_t steps = (room + (ceil_mode ? stride - 1 : 0)) / stride;
   const bool outside = ceil_mode && steps * stride >= input + padding;
   return steps + (outside ? 0 : 1);
 }
@@ -75,17 +75,22 @@ Geometry fixed_windows(const char* op, const Tensor& x, const Tensor& relevance,
   check_list(op, "dilation", dilation, dims, 1);
   std::vector<int64_t> shape{x.size(0), x.size(1)};
   for (int64_t d = 0; d < dims; ++d) {
-    shape.push_back(pooled_size(x.size(d + 2), kernel[d], stride[d], padding[d], dilation[d],
-                                ceil_mode));
+    TORCH_CHECK(2 * padding[d] <= kernel[d], op, ": padding must be at most half of kernel_size ",
+                kernel, ", got ", padding);
+    const int64_t reach = dilation[d] * (kernel[d] - 1) + 1;
+    TORCH_CHECK(x.size(d + 2) + 2 * padding[d] >= reach, op,
+                ": x must be at least as large as the window's reach of ", reach,
+                " in spatial dimension ", d, " with its padding, got ", x.sizes());
+    shape.push_back(
+        pooled_size(x.size(d + 2), kernel[d], stride[d], padding[d], dilation[d], ceil_mode));
   }
   check_shape(op, "relevance", relevance, shape);
-  return geometry(x, relevance, dilation, last,
-                  [&](int64_t d, int64_t o, int64_t inputs, int64_t) {
-                    int64_t begin = o * stride[d] - padding[d];
-                    const int64_t end = begin + dilation[d] * (kernel[d] - 1) + 1;
-                    if (begin < 0) begin += (-begin + dilation[d] - 1) / dilation[d] * dilation[d];
-                    return std::make_pair(begin, std::min(end, inputs));
-                  });
+  return geometry(x, relevance, dilation, last, [&](int64_t d, int64_t o, int64_t inputs, int64_t) {
+    int64_t begin = o * stride[d] - padding[d];
+    const int64_t end = begin + dilation[d] * (kernel[d] - 1) + 1;
+    if (begin < 0) begin += (-begin + dilation[d] - 1) / dilation[d] * dilation[d];
+    return std::make_pair(begin, std::min(end, inputs));
+  });
 }
 
 Geometry adaptive_windows(const char* op, const Tensor& x, const Tensor& relevance, bool last) {
@@ -128,10 +133,9 @@ State pool(const Tensor& x, const Tensor& relevance, const OptionalTensor& psi,
   return settle_complete(out, absorbed, scale, x.scalar_type());
 }
 
-State relprop_max_pool(const Tensor& x, const Tensor& relevance, const OptionalTensor& psi,
-                       const OptionalTensor& scale, at::IntArrayRef kernel_size,
-                       at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                       bool ceil_mode) {
+State relprop_max_pool(const Tensor& x, const Tensor& relevance, OptionalTensor psi,
+                       OptionalTensor scale, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                       at::IntArrayRef padding, at::IntArrayRef dilation, bool ceil_mode) {
   constexpr const char* op = "relprop_max_pool";
   check_operands(op, x, relevance, psi, scale);
   return pool(x, relevance, psi, scale,
@@ -140,10 +144,9 @@ State relprop_max_pool(const Tensor& x, const Tensor& relevance, const OptionalT
               std::nullopt);
 }
 
-State relprop_avg_pool(const Tensor& x, const Tensor& relevance, const OptionalTensor& psi,
-                       const OptionalTensor& scale, at::IntArrayRef kernel_size,
-                       at::IntArrayRef stride, at::IntArrayRef padding, bool ceil_mode,
-                       std::string_view rule) {
+State relprop_avg_pool(const Tensor& x, const Tensor& relevance, OptionalTensor psi,
+                       OptionalTensor scale, at::IntArrayRef kernel_size, at::IntArrayRef stride,
+                       at::IntArrayRef padding, bool ceil_mode, std::string_view rule) {
   constexpr const char* op = "relprop_avg_pool";
   check_operands(op, x, relevance, psi, scale);
   const Share share = parse_share(op, rule);
@@ -154,22 +157,21 @@ State relprop_avg_pool(const Tensor& x, const Tensor& relevance, const OptionalT
               share);
 }
 
-State relprop_adaptive_max_pool(const Tensor& x, const Tensor& relevance,
-                                const OptionalTensor& psi, const OptionalTensor& scale) {
+State relprop_adaptive_max_pool(const Tensor& x, const Tensor& relevance, OptionalTensor psi,
+                                OptionalTensor scale) {
   constexpr const char* op = "relprop_adaptive_max_pool";
   check_operands(op, x, relevance, psi, scale);
-  return pool(x, relevance, psi, scale,
-              adaptive_windows(op, x, relevance, is_channels_last(x)), std::nullopt);
+  return pool(x, relevance, psi, scale, adaptive_windows(op, x, relevance, is_channels_last(x)),
+              std::nullopt);
 }
 
-State relprop_adaptive_avg_pool(const Tensor& x, const Tensor& relevance,
-                                const OptionalTensor& psi, const OptionalTensor& scale,
-                                std::string_view rule) {
+State relprop_adaptive_avg_pool(const Tensor& x, const Tensor& relevance, OptionalTensor psi,
+                                OptionalTensor scale, std::string_view rule) {
   constexpr const char* op = "relprop_adaptive_avg_pool";
   check_operands(op, x, relevance, psi, scale);
   const Share share = parse_share(op, rule);
-  return pool(x, relevance, psi, scale,
-              adaptive_windows(op, x, relevance, is_channels_last(x)), share);
+  return pool(x, relevance, psi, scale, adaptive_windows(op, x, relevance, is_channels_last(x)),
+              share);
 }
 
 }  // namespace

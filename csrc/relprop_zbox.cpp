@@ -52,8 +52,8 @@ void check_bounds(const char* op, const Tensor& x, const Tensor& low, const Tens
 }
 
 State relprop_zbox_linear(const Tensor& x, const Tensor& weight, const Tensor& low,
-                          const Tensor& high, const Tensor& relevance, const OptionalTensor& psi,
-                          const OptionalTensor& scale) {
+                          const Tensor& high, const Tensor& relevance, OptionalTensor psi,
+                          OptionalTensor scale) {
   constexpr const char* op = "relprop_zbox_linear";
   check_storage(op, "x", x);
   TORCH_CHECK(x.dim() >= 2, op, ": x must have at least 2 dimensions (N, *, I), got ", x.dim());
@@ -108,9 +108,9 @@ Tensor folded(const Tensor& both, int64_t groups) {
 }
 
 State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low,
-                        const Tensor& high, const Tensor& relevance, const OptionalTensor& psi,
-                        const OptionalTensor& scale, at::IntArrayRef stride,
-                        at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+                        const Tensor& high, const Tensor& relevance, OptionalTensor psi,
+                        OptionalTensor scale, at::IntArrayRef stride, at::IntArrayRef padding,
+                        at::IntArrayRef dilation, int64_t groups) {
   constexpr const char* op = "relprop_zbox_conv";
   const ConvShape conv =
       check_convolution(op, x, weight, relevance, stride, padding, dilation, groups);
@@ -125,18 +125,15 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
 
   const Tensor in = operand(x, format);
   const auto dense = at::MemoryFormat::Contiguous;
-  const Tensor both =
-      pad_unequal(extended(in - operand(low, dense), in - operand(high, dense), groups)
-                      .contiguous(format),
-                  conv);
+  const Tensor both = pad_unequal(
+      extended(in - operand(low, dense), in - operand(high, dense), groups).contiguous(format),
+      conv);
   const Tensor w = operand(weight, format);
-  const Tensor weights =
-      extended(w.clamp_min(0), w.clamp_max(0), 1).contiguous(format);
+  const Tensor weights = extended(w.clamp_min(0), w.clamp_max(0), 1).contiguous(format);
   const Tensor incoming = operand(relevance, format);
   const ZBox q = zbox(convolve(both, weights, conv), incoming, psi);
   const Tensor messages = convolve_transposed(q.s, weights, both, conv).mul_(both);
-  const Tensor values =
-      finite(folded(crop_unequal(messages, conv), groups)).contiguous(format);
+  const Tensor values = finite(folded(crop_unequal(messages, conv), groups)).contiguous(format);
   return settle_complete(values, q.absorbed, scale, x.scalar_type());
 }
 

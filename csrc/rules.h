@@ -17,7 +17,7 @@ struct Rap {
   template <typename T>
   static RAPKERNELS_HD Quotient<T> quotient(T relevance, T positive, T negative) {
     const T shared = safe_quotient(relevance, positive + negative);
-    return {safe_quotient(relevance, positive), negative > Guard<T>::tiny ? shared : T(0)};
+    return {safe_quotient(relevance, positive), carries_message(negative) ? shared : T(0)};
   }
 };
 
@@ -29,23 +29,19 @@ struct RapConv {
     const T opposing = relevance > T(0) ? T(0) : relevance;
     const T shared = safe_quotient(relevance, positive + negative);
     return {safe_quotient(supporting, positive),
-            negative > Guard<T>::tiny ? safe_quotient(opposing, negative) + shared : T(0)};
+            carries_message(negative) ? finite_or_zero(safe_quotient(opposing, negative) + shared)
+                                      : T(0)};
   }
 };
 
-// The absolute form: Z+- = (A +- z) / 2 from A = |w| * |x| and z = w * x, guarded against cancellation.
+// The absolute form: Z+- = (A +- z) / 2 from A = |w| * |x| and z = w * x, guarded against
+// cancellation.
 template <typename T>
 RAPKERNELS_HD Quotient<T> split_absolute(T z, T absolute) {
   const T rounding = T(kCancellationFactor) * Guard<T>::epsilon * absolute;
   const T positive = (absolute + z) * T(0.5);
   const T negative = (absolute - z) * T(0.5);
   return {positive > rounding ? positive : T(0), negative > rounding ? negative : T(0)};
-}
-
-// z-box (RAP Eq. 10): S = R / Z where |Z| carries a message.
-template <typename T>
-RAPKERNELS_HD T zbox_quotient(T relevance, T z) {
-  return magnitude(z) > Guard<T>::tiny ? relevance / z : T(0);
 }
 
 // Shares of a residual add. Absolute: |a| / (|a| + |b|), bounded and conserving.

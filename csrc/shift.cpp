@@ -5,27 +5,12 @@
 #include <ATen/ops/maximum.h>
 #include <torch/library.h>
 
-#include <limits>
-
 #include "state.h"
 
 namespace rapkernels {
 namespace {
 
-double largest_of(at::ScalarType type) {
-  switch (type) {
-    case at::kHalf:
-      return 65504.0;
-    case at::kBFloat16:
-      return 0x1.FEp127;
-    case at::kFloat:
-      return std::numeric_limits<float>::max();
-    default:
-      return std::numeric_limits<double>::max();
-  }
-}
-
-Tensor apply_shift(const Tensor& values, const OptionalTensor& psi, const OptionalTensor& scale) {
+Tensor apply_shift(const Tensor& values, OptionalTensor psi, OptionalTensor scale) {
   constexpr const char* op = "apply_shift";
   check_storage(op, "values", values);
   TORCH_CHECK(values.dim() >= 1, op, ": values must have at least 1 dimension (N, ...), got 0");
@@ -36,15 +21,15 @@ Tensor apply_shift(const Tensor& values, const OptionalTensor& psi, const Option
   const int64_t samples = values.size(0);
   AT_DISPATCH_FLOATING_TYPES(in.scalar_type(), op, [&] {
     cpu::apply_shift(in.const_data_ptr<scalar_t>(), data_or_null(psi), data_or_null(scale),
-                     out.mutable_data_ptr<scalar_t>(), largest_of(values.scalar_type()), samples,
+                     out.mutable_data_ptr<scalar_t>(), largest_value(values.scalar_type()), samples,
                      samples ? values.numel() / samples : 0);
   });
   return out.to(values.scalar_type());
 }
 
-std::tuple<Tensor, Tensor> merge(const Tensor& values_a, const OptionalTensor& psi_a,
-                                 const OptionalTensor& scale_a, const Tensor& values_b,
-                                 const OptionalTensor& psi_b, const OptionalTensor& scale_b) {
+std::tuple<Tensor, Tensor> merge(const Tensor& values_a, OptionalTensor psi_a,
+                                 OptionalTensor scale_a, const Tensor& values_b,
+                                 OptionalTensor psi_b, OptionalTensor scale_b) {
   constexpr const char* op = "merge";
   check_storage(op, "values_a", values_a);
   TORCH_CHECK(values_a.dim() >= 1, op, ": values_a must have at least 1 dimension (N, ...), got 0");

@@ -7,7 +7,9 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kernels.h"
 #include "numerics.h"
@@ -18,16 +20,24 @@ namespace {
 // float16 keeps most small entries when the largest is near the top of its range.
 constexpr int kHalfExponent = 14;
 
+// Bounds of the power of two: of itself in a double, and of the shift that it multiplies in T.
+constexpr int kLargestMove = 1000;
+constexpr int kLargestShift = 100;
+
 Statistics* statistics_data(const Tensor& t) {
   return reinterpret_cast<Statistics*>(t.mutable_data_ptr<double>());
 }
 
-// The power of two that a sample is multiplied by before it is stored.
-double storage_factor(double largest, bool narrow) {
+int exponent_of(double value) { return value > 0 && std::isfinite(value) ? std::ilogb(value) : 0; }
+
+// The power of two that a sample is multiplied by before it is stored; `psi` is its pending shift.
+double storage_factor(double largest, double psi, at::ScalarType storage, bool narrow) {
   if (!(largest > 0) || !std::isfinite(largest)) return 1.0;
-  const int exponent = std::ilogb(largest);
+  const int exponent = exponent_of(largest);
   if (!narrow && std::abs(exponent) <= kSafeExponent) return 1.0;
-  return std::ldexp(1.0, (narrow ? kHalfExponent : 0) - exponent);
+  const int target = storage == at::kHalf ? kHalfExponent : 0;
+  const int move = std::clamp(target - exponent, -kLargestMove, kLargestMove);
+  return std::ldexp(1.0, std::min(move, kLargestShift - exponent_of(std::abs(psi))));
 }
 
 void store(const Tensor& values, const Tensor& factor, const Tensor& stored,
@@ -38,8 +48,8 @@ void store(const Tensor& values, const Tensor& factor, const Tensor& stored,
   Statistics* out = statistics_data(statistics);
   switch (stored.scalar_type()) {
     case at::kDouble:
-      return cpu::store(values.const_data_ptr<double>(), by, stored.mutable_data_ptr<double>(),
-                        out, samples, size);
+      return cpu::store(values.const_data_ptr<double>(), by, stored.mutable_data_ptr<double>(), out,
+                        samples, size);
     case at::kFloat:
       return cpu::store(values.const_data_ptr<float>(), by, stored.mutable_data_ptr<float>(), out,
                         samples, size);
@@ -47,8 +57,8 @@ void store(const Tensor& values, const Tensor& factor, const Tensor& stored,
       return cpu::store(values.const_data_ptr<float>(), by, stored.mutable_data_ptr<at::Half>(),
                         out, samples, size);
     default:
-      return cpu::store(values.const_data_ptr<float>(), by,
-                        stored.mutable_data_ptr<at::BFloat16>(), out, samples, size);
+      return cpu::store(values.const_data_ptr<float>(), by, stored.mutable_data_ptr<at::BFloat16>(),
+                        out, samples, size);
   }
 }
 
@@ -80,6 +90,25 @@ Tensor measure(const Tensor& values) {
   return statistics;
 }
 
+double largest_value(at::ScalarType type) {
+  switch (type) {
+    case at::kHalf:
+      return 65504.0;
+    case at::kBFloat16:
+      return 0x1.FEp127;
+    case at::kFloat:
+      return std::numeric_limits<float>::max();
+    default:
+      return std::numeric_limits<double>::max();
+  }
+}
+
+Tensor narrowed(const Tensor& values, at::ScalarType storage) {
+  if (values.scalar_type() == storage) return values;
+  const double largest = largest_value(storage);
+  return values.clamp(-largest, largest).to(storage);
+}
+
 const double* data_or_null(const OptionalTensor& t) {
   return t ? t->const_data_ptr<double>() : nullptr;
 }
@@ -91,22 +120,24 @@ State settle(const Tensor& contribution, const OptionalTensor& measured,
   Tensor statistics = measured ? *measured : measure(contribution);
   Tensor factor = per_sample(contribution, 1.0);
   double* by = factor.mutable_data_ptr<double>();
+  const double* in_scale = data_or_null(scale);
+  const double* wanted = data_or_null(total);
   bool rescale = narrow;
   for (int64_t n = 0; n < samples; ++n) {
-    by[n] = storage_factor(statistics_data(statistics)[n].largest, narrow);
+    const Statistics& s = statistics_data(statistics)[n];
+    const double shift = wanted && s.count > 0 ? (s.sum - wanted[n]) / s.count : 0;
+    by[n] = storage_factor(s.largest, shift, storage, narrow);
     rescale = rescale || by[n] != 1.0;
   }
   Tensor values = contribution;
   if (rescale) {
-    values = narrow ? at::empty_like(contribution, contribution.options().dtype(storage))
-                    : contribution;
+    values =
+        narrow ? at::empty_like(contribution, contribution.options().dtype(storage)) : contribution;
     store(contribution, factor, values, statistics);
   }
   Tensor psi = per_sample(contribution, 0.0);
   Tensor out_scale = per_sample(contribution, 1.0);
   Tensor absorbed = per_sample(contribution, 0.0);
-  const double* in_scale = data_or_null(scale);
-  const double* wanted = data_or_null(total);
   for (int64_t n = 0; n < samples; ++n) {
     const Statistics& s = statistics_data(statistics)[n];
     const double unit = in_scale ? in_scale[n] : 1.0;
@@ -130,6 +161,27 @@ State settle_complete(const Tensor& values, const Tensor& absorbed, const Option
   State state = settle(values, std::nullopt, std::nullopt, scale, storage);
   std::get<3>(state) = scale ? absorbed * *scale : absorbed;
   return state;
+}
+
+std::tuple<Tensor, Tensor, Tensor> settle_pair(const Tensor& first, const Tensor& second,
+                                               const OptionalTensor& scale,
+                                               at::ScalarType storage) {
+  Tensor unit = scale ? scale->clone() : per_sample(first, 1.0);
+  if (storage == first.scalar_type()) return {first, second, unit};
+  const Tensor of_first = measure(first);
+  const Tensor of_second = measure(second);
+  Tensor factor = per_sample(first, 1.0);
+  for (int64_t n = 0; n < first.size(0); ++n) {
+    const double largest =
+        std::max(statistics_data(of_first)[n].largest, statistics_data(of_second)[n].largest);
+    factor.mutable_data_ptr<double>()[n] = storage_factor(largest, 0, storage, true);
+  }
+  const auto stored = [&](const Tensor& values, const Tensor& statistics) {
+    Tensor out = at::empty_like(values, values.options().dtype(storage));
+    store(values, factor, out, statistics);
+    return out;
+  };
+  return {stored(first, of_first), stored(second, of_second), unit.div_(factor)};
 }
 
 }  // namespace rapkernels

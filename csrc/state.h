@@ -26,16 +26,25 @@ Tensor per_sample(const Tensor& x, double value);
 Tensor empty_statistics(const Tensor& x);
 Tensor measure(const Tensor& values);
 
+// The largest finite value of a storage type, and values in it, saturated.
+double largest_value(at::ScalarType type);
+Tensor narrowed(const Tensor& values, at::ScalarType storage);
+
 const double* data_or_null(const OptionalTensor& t);
 
-// Settled relevance: `contribution` (accumulate type, dense) goes to its storage type, rescaled where
-// it leaves the safe range. With `total`, the shift that brings each sample's sum to it is pending in
-// psi, and what no element can take is absorbed; without, psi is zero and nothing is absorbed.
+// Settled relevance: `contribution` (accumulate type, dense) goes to its storage type, rescaled
+// where it leaves the safe range. With `total`, the shift that brings each sample's sum to it is
+// pending in psi, and what no element can take is absorbed; without, psi is zero and nothing is
+// absorbed.
 State settle(const Tensor& contribution, const OptionalTensor& statistics,
              const OptionalTensor& total, const OptionalTensor& scale, at::ScalarType storage);
 
 // The same for relevance that is already complete, with what its op absorbed (before scale).
 State settle_complete(const Tensor& values, const Tensor& absorbed, const OptionalTensor& scale,
                       at::ScalarType storage);
+
+// One scale for two complete results of one op, in their storage type: (first, second, scale).
+std::tuple<Tensor, Tensor, Tensor> settle_pair(const Tensor& first, const Tensor& second,
+                                               const OptionalTensor& scale, at::ScalarType storage);
 
 }  // namespace rapkernels

@@ -37,7 +37,7 @@ def build_info() -> dict[str, Any]:
     """How the library was built and what it runs on.
 
     Returns:
-        A dict: ``version``, ``extension`` (whether the native ops are loaded), ``error`` (why not, or
+        A dict: ``version``, ``extension`` (are the native ops loaded), ``error`` (why not, or
         None), ``torch`` (the running version), ``threads``, and from the extension ``compiler``,
         ``built_with_torch``, ``openmp``, ``cpu_clones`` (instruction-set levels) and ``cuda``.
     """

@@ -121,7 +121,7 @@ def test_zbox_conv_geometry(native: ModuleType, conv: Conv, dtype: torch.dtype) 
         state = sampler.relevance(*conv.apply(x, weight).shape), *sampler.pending()
         geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
         dims = tuple(range(2, x.dim()))
-        bounds = x.amin(dims, keepdim=True), x.new_tensor(x.amax())
+        bounds = x.amin(dims, keepdim=True), x.amax()
         arguments = x, weight, *bounds, *state, *geometry
         agree(native, "relprop_zbox_conv", convert(arguments, layout), dtype)
 

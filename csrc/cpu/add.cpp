@@ -14,7 +14,7 @@ RAPKERNELS_CLONES void add_run(const T* a, const T* b, const T* relevance, T psi
     const T wa = S::weight(a[i]);
     const T wb = S::weight(b[i]);
     const T whole = wa + wb;
-    const bool reached = magnitude(whole) > Guard<T>::tiny;
+    const bool reached = carries_message(whole);
     out_a[i] = reached ? finite_or_zero(wa / whole * r) : T(0);
     out_b[i] = reached ? finite_or_zero(wb / whole * r) : T(0);
     lost[i] = reached ? T(0) : r;

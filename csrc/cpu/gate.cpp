@@ -16,10 +16,8 @@ RAPKERNELS_CLONES void gate_run(const T* x, const T* first, const T* second, T* 
       c = v * g;
     } else if (form == Gate::kSum) {
       c = v * (g + second[i]);
-    } else if (form == Gate::kBySign) {
-      c = magnitude(v) * (v > T(0) ? g : second[i]);
     } else {
-      c = magnitude(v) * g + v * second[i];
+      c = magnitude(v) * (v > T(0) ? g : second[i]);
     }
     contribution[i] = finite_or_zero(c);
   }
@@ -33,10 +31,8 @@ auto pick(Gate form) {
       return gate_run<T, Gate::kProduct>;
     case Gate::kSum:
       return gate_run<T, Gate::kSum>;
-    case Gate::kBySign:
-      return gate_run<T, Gate::kBySign>;
     default:
-      return gate_run<T, Gate::kAbsolute>;
+      return gate_run<T, Gate::kBySign>;
   }
 }
 

@@ -113,8 +113,8 @@ RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T*
     for (int64_t s = 0; s < samples; ++s) {
       for (int64_t r = 0; r < count; ++r) {
         const T w = weight[r * inputs + i];
-        const T part = w * x[s * inputs + i] > 0 ? positive[s * outputs + r]
-                                                 : negative[s * outputs + r];
+        const T part =
+            w * x[s * inputs + i] > 0 ? positive[s * outputs + r] : negative[s * outputs + r];
         gradient[s * inputs + i] += magnitude(w) * part;
       }
     }
@@ -137,7 +137,8 @@ RAPKERNELS_INLINE void accumulate_tile(const T* weight, int64_t inputs, const T*
   }
 }
 
-// Columns [begin, begin + size) of the contributions, which serve as the accumulators until the end.
+// Columns [begin, begin + size) of the contributions, which serve as the accumulators until the
+// end.
 template <typename T>
 RAPKERNELS_CLONES void contribute_columns(const T* x, const T* weight, const T* positive,
                                           const T* negative, T* contribution, int64_t rows,
@@ -191,10 +192,10 @@ void linear_contribution(const T* x, const T* weight, const T* positive, const T
   });
 }
 
-#define RAPKERNELS_INSTANTIATE(T)                                                            \
-  template void linear_split(const T*, const T*, T*, T*, int64_t, int64_t, int64_t);         \
-  template void linear_contribution(const T*, const T*, const T*, const T*, T*, int64_t,     \
-                                    int64_t, int64_t);
+#define RAPKERNELS_INSTANTIATE(T)                                                                 \
+  template void linear_split(const T*, const T*, T*, T*, int64_t, int64_t, int64_t);              \
+  template void linear_contribution(const T*, const T*, const T*, const T*, T*, int64_t, int64_t, \
+                                    int64_t);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 #undef RAPKERNELS_INSTANTIATE

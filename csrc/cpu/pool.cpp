@@ -61,7 +61,8 @@ RAPKERNELS_INLINE void max_window(const Plane<T>& plane, const PoolShape& shape,
     if (first || best[c] == T(0)) {
       *lost += static_cast<double>(r);
     } else {
-      plane.out[winner[c] * plane.stride + c] += r;
+      T& out = plane.out[winner[c] * plane.stride + c];
+      out = finite_or_zero(out + r);
     }
   }
 }
@@ -77,14 +78,16 @@ RAPKERNELS_INLINE void avg_window(const Plane<T>& plane, const PoolShape& shape,
   });
   for (int64_t c = 0; c < plane.channels; ++c) {
     const T r = shifted(relevance[c], plane.psi);
-    const bool reached = magnitude(whole[c]) > Guard<T>::tiny;
+    const bool reached = carries_message(whole[c]);
     factor[c] = reached ? finite_or_zero(r / whole[c]) : T(0);
     *lost += reached ? 0.0 : static_cast<double>(r);
   }
   visit(shape, o0, o1, o2, [&](int64_t position) {
     const T* x = plane.x + position * plane.stride;
     T* out = plane.out + position * plane.stride;
-    for (int64_t c = 0; c < plane.channels; ++c) out[c] += S::weight(x[c]) * factor[c];
+    for (int64_t c = 0; c < plane.channels; ++c) {
+      out[c] = finite_or_zero(out[c] + S::weight(x[c]) * factor[c]);
+    }
   });
 }
 
@@ -141,8 +144,12 @@ void pool(const T* x, const T* relevance, const double* psi, T* out, double* abs
       const int64_t in = n * shape.channels * inputs + channel * (shape.channels_last ? 1 : inputs);
       const int64_t to =
           n * shape.channels * outputs + channel * (shape.channels_last ? 1 : outputs);
-      const Plane<T> plane{x + in, relevance + to, out + in, static_cast<T>(psi_of(psi, n)),
-                           std::min(width, shape.channels - channel), stride};
+      const Plane<T> plane{x + in,
+                           relevance + to,
+                           out + in,
+                           static_cast<T>(psi_of(psi, n)),
+                           std::min(width, shape.channels - channel),
+                           stride};
       partial[t] = plane_run<T, Kind>(plane, shape);
     }
   });
@@ -167,8 +174,8 @@ void avg_pool(const T* x, const T* relevance, const double* psi, T* out, double*
   }
 }
 
-#define RAPKERNELS_INSTANTIATE(T)                                                              \
-  template void max_pool(const T*, const T*, const double*, T*, double*, const PoolShape&);    \
+#define RAPKERNELS_INSTANTIATE(T)                                                           \
+  template void max_pool(const T*, const T*, const double*, T*, double*, const PoolShape&); \
   template void avg_pool(const T*, const T*, const double*, T*, double*, const PoolShape&, Share);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)

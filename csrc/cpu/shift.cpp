@@ -13,8 +13,10 @@ RAPKERNELS_CLONES void measure_run(const T* values, int64_t size, Measure<T>* me
 }
 
 template <typename T>
-RAPKERNELS_CLONES void scale_run(const T* values, T factor, T* out, int64_t size) {
-  for (int64_t i = 0; i < size; ++i) out[i] = values[i] * factor;
+RAPKERNELS_CLONES void scale_run(const T* values, double factor, T* out, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    out[i] = static_cast<T>(static_cast<double>(values[i]) * factor);
+  }
 }
 
 template <typename T>
@@ -59,7 +61,7 @@ void store(const T* values, const double* factor, Storage* stored, Statistics* s
     for (int64_t i = begin; i < end; i += kRun) {
       const int64_t at = n * size + i;
       const int64_t length = std::min(kRun, end - i);
-      scale_run(values + at, static_cast<T>(factor[n]), buffer, length);
+      scale_run(values + at, factor[n], buffer, length);
       for (int64_t k = 0; k < length; ++k) {
         stored[at + k] = static_cast<Storage>(buffer[k]);
         buffer[k] = static_cast<T>(stored[at + k]);
@@ -82,13 +84,12 @@ void apply_shift(const T* values, const double* psi, const double* scale, T* rel
 }
 
 template <typename T>
-void merge(const T* a, const double* psi_a, const double* factor_a, const T* b,
-           const double* psi_b, const double* factor_b, T* sum, int64_t samples, int64_t size) {
+void merge(const T* a, const double* psi_a, const double* factor_a, const T* b, const double* psi_b,
+           const double* factor_b, T* sum, int64_t samples, int64_t size) {
   for_each_task(samples, size, [&](int64_t n, int64_t, int64_t begin, int64_t end) {
     const int64_t at = n * size + begin;
     merge_run(a + at, static_cast<T>(psi_of(psi_a, n)), static_cast<T>(factor_a[n]), b + at,
-              static_cast<T>(psi_of(psi_b, n)), static_cast<T>(factor_b[n]), sum + at,
-              end - begin);
+              static_cast<T>(psi_of(psi_b, n)), static_cast<T>(factor_b[n]), sum + at, end - begin);
   });
 }
 

@@ -1,12 +1,12 @@
-// The fused quotient: one pass over (Z+, Z-, R) or (z, A, R) that applies the pending shift on load,
-// writes S+ and S-, and sums the relevance per sample.
+// The fused quotient: one pass over (Z+, Z-, R) or (z, A, R) that applies the pending shift on
+// load, writes S+ and S-, and sums the relevance per sample.
 #include "../rules.h"
 #include "simd.h"
 
 namespace rapkernels::cpu {
 namespace {
 
-template <typename T, typename R, Form form, Output output>
+template <typename T, typename R, Form form>
 RAPKERNELS_CLONES void quotient_run(const T* __restrict first, const T* __restrict second,
                                     const T* __restrict relevance, T* __restrict plus,
                                     T* __restrict minus, int64_t size) {
@@ -14,13 +14,8 @@ RAPKERNELS_CLONES void quotient_run(const T* __restrict first, const T* __restri
     Quotient<T> z{first[i], second[i]};
     if (form == Form::kAbsolute) z = split_absolute(first[i], second[i]);
     const Quotient<T> s = R::quotient(relevance[i], z.positive, z.negative);
-    if (output == Output::kParts) {
-      plus[i] = s.positive;
-      minus[i] = s.negative;
-    } else {
-      plus[i] = (s.positive + s.negative) * T(0.5);
-      minus[i] = (s.positive - s.negative) * T(0.5);
-    }
+    plus[i] = s.positive;
+    minus[i] = s.negative;
   }
 }
 
@@ -34,29 +29,23 @@ template <typename T>
 using Run = void (*)(const T*, const T*, const T*, T*, T*, int64_t);
 
 template <typename T, typename R>
-Run<T> pick(Form form, Output output) {
-  if (form == Form::kAbsolute) {
-    return output == Output::kParts
-               ? quotient_run<T, R, Form::kAbsolute, Output::kParts>
-               : quotient_run<T, R, Form::kAbsolute, Output::kHalfSumAndDifference>;
-  }
-  return output == Output::kParts ? quotient_run<T, R, Form::kSplit, Output::kParts>
-                                  : quotient_run<T, R, Form::kSplit, Output::kHalfSumAndDifference>;
+Run<T> pick(Form form) {
+  return form == Form::kAbsolute ? quotient_run<T, R, Form::kAbsolute>
+                                 : quotient_run<T, R, Form::kSplit>;
 }
 
 template <typename T>
-Run<T> pick(Rule rule, Form form, Output output) {
-  return rule == Rule::kRap ? pick<T, Rap>(form, output) : pick<T, RapConv>(form, output);
+Run<T> pick(Rule rule, Form form) {
+  return rule == Rule::kRap ? pick<T, Rap>(form) : pick<T, RapConv>(form);
 }
 
 }  // namespace
 
 template <typename T>
 void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,
-                    T* parts, double* total, const SplitLayout& layout, Form form, Rule rule,
-                    Output output) {
+                    T* parts, double* total, const SplitLayout& layout, Form form, Rule rule) {
   const int64_t size = layout.rows * layout.columns;
-  const Run<T> run = pick<T>(rule, form, output);
+  const Run<T> run = pick<T>(rule, form);
   std::vector<double> partial(layout.samples * tasks_of(size));
   for_each_task(layout.samples, size, [&](int64_t n, int64_t task, int64_t begin, int64_t end) {
     T buffer[kRun];
@@ -78,8 +67,8 @@ void split_quotient(const T* first, const T* second, const T* relevance, const d
 }
 
 template void split_quotient(const float*, const float*, const float*, const double*, float*,
-                             double*, const SplitLayout&, Form, Rule, Output);
+                             double*, const SplitLayout&, Form, Rule);
 template void split_quotient(const double*, const double*, const double*, const double*, double*,
-                             double*, const SplitLayout&, Form, Rule, Output);
+                             double*, const SplitLayout&, Form, Rule);
 
 }  // namespace rapkernels::cpu

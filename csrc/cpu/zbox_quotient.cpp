@@ -11,8 +11,8 @@ RAPKERNELS_CLONES void zbox_run(const T* z, const T* relevance, T psi, T* quotie
   T lost[kRun];
   for (int64_t i = 0; i < size; ++i) {
     const T r = shifted(relevance[i], psi);
-    quotient[i] = finite_or_zero(rapkernels::zbox_quotient(r, z[i]));
-    lost[i] = magnitude(z[i]) > Guard<T>::tiny ? T(0) : r;
+    quotient[i] = safe_quotient(r, z[i]);
+    lost[i] = carries_message(z[i]) ? T(0) : r;
   }
   absorbed->add(lost, size);
 }
@@ -20,8 +20,8 @@ RAPKERNELS_CLONES void zbox_run(const T* z, const T* relevance, T psi, T* quotie
 }  // namespace
 
 template <typename T>
-void zbox_quotient(const T* z, const T* relevance, const double* psi, T* quotient,
-                   double* absorbed, int64_t samples, int64_t size) {
+void zbox_quotient(const T* z, const T* relevance, const double* psi, T* quotient, double* absorbed,
+                   int64_t samples, int64_t size) {
   std::vector<double> partial(samples * tasks_of(size));
   for_each_task(samples, size, [&](int64_t n, int64_t task, int64_t begin, int64_t end) {
     Sum<T> sum;

@@ -7,25 +7,24 @@
 inline int failures = 0;
 inline int checks = 0;
 
-#define CHECK(condition)                                                     \
-  do {                                                                       \
-    ++checks;                                                                \
-    if (!(condition)) {                                                      \
-      ++failures;                                                            \
-      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);    \
-    }                                                                        \
+#define CHECK(condition)                                                  \
+  do {                                                                    \
+    ++checks;                                                             \
+    if (!(condition)) {                                                   \
+      ++failures;                                                         \
+      std::printf("%s:%d: failed: %s\n", __FILE__, __LINE__, #condition); \
+    }                                                                     \
   } while (0)
 
-#define CHECK_NEAR(got, wanted, tolerance)                                                   \
-  do {                                                                                       \
-    ++checks;                                                                                \
-    const double got_ = static_cast<double>(got);                                            \
-    const double wanted_ = static_cast<double>(wanted);                                      \
-    if (!(std::fabs(got_ - wanted_) <= (tolerance))) {                                       \
-      ++failures;                                                                            \
-      std::printf("%s:%d: %s is %.17g, wanted %.17g\n", __FILE__, __LINE__, #got, got_,      \
-                  wanted_);                                                                  \
-    }                                                                                        \
+#define CHECK_NEAR(got, wanted, tolerance)                                                        \
+  do {                                                                                            \
+    ++checks;                                                                                     \
+    const double got_ = static_cast<double>(got);                                                 \
+    const double wanted_ = static_cast<double>(wanted);                                           \
+    if (!(std::fabs(got_ - wanted_) <= (tolerance))) {                                            \
+      ++failures;                                                                                 \
+      std::printf("%s:%d: %s is %.17g, wanted %.17g\n", __FILE__, __LINE__, #got, got_, wanted_); \
+    }                                                                                             \
   } while (0)
 
 inline int report() {

@@ -1,4 +1,5 @@
-// The CPU kernels on raw pointers, at sizes around their blocks, so that sanitizers see every bound.
+// The CPU kernels on raw pointers, at sizes around their blocks, so that sanitizers see every
+// bound.
 #include <algorithm>
 #include <cmath>
 #include <random>
@@ -68,18 +69,17 @@ void quotient_layouts_agree() {
   std::vector<double> total(samples), total_packed(samples);
   std::vector<T> apart(2 * samples * size), packed(2 * samples * size);
   cpu::split_quotient<T>(z.data(), a.data(), r.data(), psi.data(), apart.data(), total.data(),
-                         {samples, 1, size, size, 0, samples * size}, Form::kSplit,
-                         Rule::kRapConv, Output::kParts);
+                         {samples, 1, size, size, 0, samples * size}, Form::kSplit, Rule::kRapConv);
   cpu::split_quotient<T>(z.data(), a.data(), r.data(), psi.data(), packed.data(),
                          total_packed.data(),
                          {samples, positions, channels, 2 * size, 2 * channels, channels},
-                         Form::kSplit, Rule::kRapConv, Output::kParts);
+                         Form::kSplit, Rule::kRapConv);
   for (int64_t n = 0; n < samples; ++n) {
     CHECK_NEAR(total[n], total_packed[n], 1e-9 * size);
     for (int64_t i = 0; i < size; ++i) {
       const int64_t at = n * size + i;
-      const Quotient<T> wanted = RapConv::quotient(shifted(r[at], static_cast<T>(psi[n])), z[at],
-                                                   a[at]);
+      const Quotient<T> wanted =
+          RapConv::quotient(shifted(r[at], static_cast<T>(psi[n])), z[at], a[at]);
       const int64_t to = n * 2 * size + i / channels * 2 * channels + i % channels;
       CHECK_NEAR(apart[at], wanted.positive, tolerance<T>() * std::fabs(wanted.positive));
       CHECK_NEAR(apart[samples * size + at], wanted.negative,
@@ -142,7 +142,9 @@ void pools_agree() {
     return out;
   };
   const auto shape = [&](bool channels_last) {
-    return PoolShape{samples, channels, channels_last,
+    return PoolShape{samples,
+                     channels,
+                     channels_last,
                      {{one_begin.data(), one_end.data(), 1, 1, 1},
                       {begin.data(), end.data(), 1, height, side},
                       {begin.data(), end.data(), 1, width, across}}};
@@ -155,17 +157,18 @@ void pools_agree() {
     if (average) {
       cpu::avg_pool<T>(x.data(), r.data(), nullptr, out.data(), absorbed.data(), shape(false),
                        Share::kAbsolute);
-      cpu::avg_pool<T>(x_last.data(), r_last.data(), nullptr, out_last.data(),
-                       absorbed_last.data(), shape(true), Share::kAbsolute);
+      cpu::avg_pool<T>(x_last.data(), r_last.data(), nullptr, out_last.data(), absorbed_last.data(),
+                       shape(true), Share::kAbsolute);
     } else {
       cpu::max_pool<T>(x.data(), r.data(), nullptr, out.data(), absorbed.data(), shape(false));
-      cpu::max_pool<T>(x_last.data(), r_last.data(), nullptr, out_last.data(),
-                       absorbed_last.data(), shape(true));
+      cpu::max_pool<T>(x_last.data(), r_last.data(), nullptr, out_last.data(), absorbed_last.data(),
+                       shape(true));
     }
     CHECK(last(out, height * width) == out_last);
     for (int64_t n = 0; n < samples; ++n) {
       double in = 0, whole = 0;
-      for (int64_t i = 0; i < channels * side * across; ++i) in += r[n * channels * side * across + i];
+      for (int64_t i = 0; i < channels * side * across; ++i)
+        in += r[n * channels * side * across + i];
       for (int64_t i = 0; i < channels * height * width; ++i) {
         whole += out[n * channels * height * width + i];
       }

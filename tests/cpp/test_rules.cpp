@@ -34,10 +34,10 @@ void no_message_is_zero() {
     }
     CHECK(Rap::quotient(r, T(2), T(0)).negative == T(0));
     CHECK(RapConv::quotient(r, T(0), T(2)).positive == T(0));
-    CHECK(zbox_quotient(r, T(0)) == T(0));
-    CHECK(zbox_quotient(r, Guard<T>::tiny) == T(0));
+    CHECK(safe_quotient(r, T(0)) == T(0));
+    CHECK(safe_quotient(r, Guard<T>::tiny) == T(0));
   }
-  CHECK(zbox_quotient(T(3), T(-2)) == T(-1.5));
+  CHECK(safe_quotient(T(3), T(-2)) == T(-1.5));
 }
 
 template <typename T>
