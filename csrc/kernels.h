@@ -60,6 +60,8 @@ struct PoolShape {
 
 #define RAPKERNELS_DECLARE_KERNELS                                                                \
   template <typename T>                                                                           \
+  void split_weight(const T* weight, T* positive, T* negative, int64_t size);                     \
+  template <typename T>                                                                           \
   void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,     \
                       T* parts, double* total, const SplitLayout& layout, Form form, Rule rule);  \
   template <typename T>                                                                           \

@@ -1,8 +1,8 @@
 // RAP's relevance step of a 1-d, 2-d or 3-d convolution (Eqs. 7-9 and the published conv rule).
 // The convolutions are ATen's; the quotient and the gate around them are ours.
-#include <ATen/ops/clamp_min.h>
+#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/neg.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
@@ -24,17 +24,22 @@ bool use_absolute_form(const Tensor& weight, const ConvShape& conv) {
   return conv.groups == 1 && weight.numel() / std::max<int64_t>(1, weight.size(0)) >= kShortSum;
 }
 
-// The weights that take S+ and S- to the inputs of one sign: [first; second] along the outputs.
+void split_weight(const Tensor& weight, const Tensor& positive, const Tensor& negative) {
+  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "split_weight", [&] {
+    cpu::split_weight(weight.const_data_ptr<scalar_t>(), positive.mutable_data_ptr<scalar_t>(),
+                      negative.mutable_data_ptr<scalar_t>(), weight.numel());
+  });
+}
+
+// The weights that take S+ and S- to the inputs of one sign: w+ and |w-| stacked along the outputs.
 Tensor stacked(const Tensor& weight, bool positive_first) {
   auto shape = weight.sizes().vec();
   const int64_t outputs = shape[0];
   shape[0] = 2 * outputs;
-  Tensor both = at::empty(shape, weight.options().memory_format(weight.suggest_memory_format()));
-  Tensor plus = both.narrow(0, positive_first ? 0 : outputs, outputs);
-  Tensor minus = both.narrow(0, positive_first ? outputs : 0, outputs);
-  at::clamp_min_out(plus, weight, 0);
-  at::neg_out(minus, weight);
-  minus.clamp_min_(0);
+  const Tensor both =
+      at::empty(shape, weight.options().memory_format(weight.suggest_memory_format()));
+  split_weight(weight, both.narrow(0, positive_first ? 0 : outputs, outputs),
+               both.narrow(0, positive_first ? outputs : 0, outputs));
   return both;
 }
 
@@ -118,8 +123,9 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
     const Messages m = absolute_messages(in, w, known, conv, nonnegative);
     gated = packed_step(in, w, m, incoming, psi, parsed, conv, nonnegative, total);
   } else {
-    const Tensor plus = w.clamp_min(0);
-    const Tensor minus = w.neg().clamp_min_(0);
+    const Tensor plus = at::empty_like(w);
+    const Tensor minus = at::empty_like(w);
+    split_weight(w, plus, minus);
     const Messages m = split_messages(in, plus, minus, conv, nonnegative);
     gated = conv.groups == 1
                 ? packed_step(in, w, m, incoming, psi, parsed, conv, nonnegative, total)
