@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, Literal, overload
 
 import torch
@@ -67,7 +66,7 @@ class RAP:
         self.variant = variant
         self.bounds = bounds
         self.backend = backend
-        self._ops: ModuleType = resolve_backend(backend)
+        resolve_backend(backend)
 
     @override
     def __repr__(self) -> str:
@@ -190,7 +189,8 @@ class RAP:
     ) -> tuple[Tensor, dict[str, Tensor], Report | None]:
         samples = x.shape[0]
         recorder = Recorder(samples) if return_report else None
-        walk = Walk(program, program.graph.values(self.model), self._ops, recorder)
+        ops = resolve_backend(self.backend)
+        walk = Walk(program, program.graph.values(self.model), ops, recorder)
         output = walk.forward(_fast_layout(x), bounds)
         scores = output.reshape(samples, -1)
         _check_output(scores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import threading
 import warnings
@@ -13,8 +14,18 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
 from rapkernels.errors import ArgumentError, ExportError
+from rapkernels.export_threads import prepare_export
 from rapkernels.functionalise import functionalise
 from rapkernels.graph import Dimension, Graph, Kind, Node, Ref, bind_arguments
+
+# Their results depend on the shape of their input alone.
+_READS_SHAPE = {
+    f"aten.{name}.default"
+    for name in (
+        *("zeros_like", "ones_like", "full_like", "empty_like"),
+        *("new_zeros", "new_ones", "new_full", "new_empty"),
+    )
+}
 
 # torch.export patches process-wide state while it traces.
 _EXPORT_LOCK = threading.Lock()
@@ -33,8 +44,28 @@ def capture(module: torch.nn.Module, x: Tensor) -> Graph:
     """
     with _EXPORT_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program, graph, names = functionalise(_export(module, x))
+        prepare_export()
+        program, graph, names = functionalise(_export(_double(module), x))
     return _convert(module, program, graph, names)
+
+
+def _double(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a module's structure that shares its tensors.
+
+    ``torch.export`` puts fake tensors into the module while it traces and runs the module's side
+    effects: other threads that use the module must not see that.
+    """
+    tensors = {
+        id(value): value
+        for child in module.modules()
+        for held in (child._parameters, child._buffers, vars(child))
+        for value in held.values()
+        if isinstance(value, Tensor)
+    }
+    try:
+        return copy.deepcopy(module, tensors)
+    except Exception:  # An attribute that cannot be copied, such as a lock or a generator.
+        return module
 
 
 def _export(module: torch.nn.Module, x: Tensor) -> ExportedProgram:
@@ -57,6 +88,8 @@ def _export(module: torch.nn.Module, x: Tensor) -> ExportedProgram:
 
 def _check_runs(module: torch.nn.Module, x: Tensor) -> None:
     """Tell a model that refuses ``x`` from one that cannot be exported."""
+    if isinstance(module, torch.jit.ScriptModule | torch.nn.DataParallel):
+        return  # Those cannot be run apart from their buffers.
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     try:
         torch.func.functional_call(module, buffers, (torch.zeros_like(x),))
@@ -148,12 +181,12 @@ def _nodes(
         if _is_sequence(node) and all(user.target is operator.getitem for user in node.users):
             continue
         source = node.args[0] if is_element else node
-        reads_activation = any(
-            other.name in active and isinstance(other.meta.get("val"), Tensor)
-            for other in source.all_input_nodes
-        )
         kind: Kind = "constant"
-        if reads_activation and (isinstance(node.meta.get("val"), Tensor) or _is_sequence(node)):
+        if (
+            any(other.name in active for other in source.all_input_nodes)
+            and str(source.target) not in _READS_SHAPE
+            and (isinstance(node.meta.get("val"), Tensor) or _is_sequence(node))
+        ):
             kind = "activation"
             active.add(node.name)
         nodes[node.name] = _node(node, source, kind)

@@ -139,7 +139,7 @@ def check_layers_form(layers: Any) -> None:
 
 def unknown_layer(layer: str, model: nn.Module, runs: Iterable[str]) -> ArgumentError:
     """The error for a path that is no module of the model, or one that runs no operation."""
-    runs = sorted(set(runs))
+    runs = sorted(set(runs) - {""})
     close = difflib.get_close_matches(layer, runs, n=3, cutoff=0.4) or runs[:3]
     hint = "for example " + ", ".join(map(repr, close)) if close else "the model has none"
     if layer in dict(model.named_modules()):

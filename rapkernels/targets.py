@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,14 +46,11 @@ def resolve_target(target: Target, shape: torch.Size) -> Tensor | None:
         return None
     if not size:
         size = (1,)
-    if isinstance(target, Tensor):
-        target = _tensor_items(target)
+    if isinstance(target, Tensor | np.ndarray):
+        target = _items(target)
     if len(size) > 1:
         return _index_tuples(target, samples, size)
-    if _is_int(target):
-        indices = [operator.index(target)] * samples  # type: ignore[arg-type]
-    else:
-        indices = _per_sample(target, samples)
+    indices = _per_sample([target] * samples if _is_int(target) else target, samples)
     for index in indices:
         if not 0 <= index < size[0]:
             raise ArgumentError(
@@ -63,27 +60,31 @@ def resolve_target(target: Target, shape: torch.Size) -> Tensor | None:
 
 
 def _is_int(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def _tensor_items(target: Tensor) -> Any:
-    if target.dtype.is_floating_point or target.dtype.is_complex or target.dtype == torch.bool:
-        raise ArgumentTypeError(f"target must be {_KINDS}, got a tensor of dtype {target.dtype}")
-    return target.tolist()
+def _items(target: Tensor | np.ndarray[Any, Any]) -> Any:
+    array = target.detach().cpu().numpy() if isinstance(target, Tensor) else target
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ArgumentTypeError(f"target must be {_KINDS}, got dtype {array.dtype}")
+    return array.tolist()
 
 
 def _per_sample(target: Any, samples: int) -> list[int]:
-    if not isinstance(target, list | tuple) and not hasattr(target, "tolist"):
+    if not isinstance(target, list | tuple):
         raise ArgumentTypeError(f"target must be {_KINDS}, got {type(target).__name__}")
-    items = list(target if isinstance(target, list | tuple) else target.tolist())
-    for item in items:
+    for item in target:
         if not _is_int(item):
             raise ArgumentTypeError(f"target must be {_KINDS}, got an entry {item!r}")
-    if len(items) != samples:
+    _check_length(target, samples)
+    return [int(item) for item in target]
+
+
+def _check_length(target: Sequence[Any], samples: int) -> None:
+    if len(target) != samples:
         raise ArgumentError(
-            f"target must have one entry per sample, {samples}, got {len(items)} entries"
+            f"target must have one entry per sample, {samples}, got {len(target)} entries"
         )
-    return [operator.index(item) for item in items]
 
 
 def _index_tuples(target: Any, samples: int, size: tuple[int, ...]) -> Tensor:
@@ -96,10 +97,7 @@ def _index_tuples(target: Any, samples: int, size: tuple[int, ...]) -> Tensor:
         raise ArgumentTypeError(
             f"target must be {form} for outputs of shape {[samples, *size]}, got {target!r}"
         )
-    if len(target) != samples:
-        raise ArgumentError(
-            f"target must have one entry per sample, {samples}, got {len(target)} entries"
-        )
+    _check_length(target, samples)
     strides = [math.prod(size[i + 1 :]) for i in range(len(size))]
     flat = []
     for item in target:

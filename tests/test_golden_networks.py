@@ -111,9 +111,7 @@ CASES = [
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(("name", "variant"), CASES)
-def test_equals_the_authors_code(
-    name: str, variant: Any, dtype: torch.dtype, backend: Any
-) -> None:
+def test_equals_the_authors_code(name: str, variant: Any, dtype: torch.dtype, backend: Any) -> None:
     with np.load(GOLDEN / f"{name}.npz") as file:
         golden = {key: torch.from_numpy(file[key]) for key in file.files}
     model = NETWORKS[name]().double()

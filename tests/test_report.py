@@ -76,7 +76,7 @@ def test_totals_are_those_of_the_call(model: nn.Module) -> None:
     torch.testing.assert_close(report.total + absorbed, report.score)
 
 
-def test_the_authors_doubling_shows(model: nn.Module) -> None:
+def test_the_authors_doubling_shows() -> None:
     """Inputs of both signs double their relevance in the authors' code: the report says so."""
     torch.manual_seed(0)
     signed = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten()).double().eval()

@@ -298,13 +298,31 @@ def test_native_equals_reference(name: str, variant: Any, native: Any) -> None:
     torch.testing.assert_close(maps[0], maps[1], rtol=0, atol=1e-9 * scale)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 3, 6, 6), torch.full((2, 3, 6, 6), 0.7)])
+def _one_pixel() -> Tensor:
+    x = torch.zeros(2, 3, 6, 6)
+    x[:, 1, 2, 3] = 1
+    return x
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(2, 3, 6, 6),
+        torch.full((2, 3, 6, 6), 0.7),
+        _one_pixel(),
+        images(dtype=torch.float32) * 1e-25,
+        images(dtype=torch.float32) * 1e15,
+        -images(dtype=torch.float32).abs(),
+    ],
+    ids=["zeros", "constant", "one pixel", "tiny", "huge", "negative"],
+)
 @pytest.mark.parametrize("name", ["residual", "pools", "conv head", "pads"])
-def test_flat_inputs_stay_finite(name: str, x: Tensor, backend: Any) -> None:
+def test_unusual_inputs_stay_finite(name: str, x: Tensor, backend: Any) -> None:
     model = network(name, torch.float32)
-    relevance, report = rk.RAP(model, backend=backend).attribute(x, return_report=True)
-    assert bool(torch.isfinite(relevance).all())
-    assert float(report.worst().error.max()) <= 1e-5
+    for target in range(5):
+        relevance, report = rk.RAP(model, backend=backend).attribute(x, target, return_report=True)
+        assert bool(torch.isfinite(relevance).all())
+        assert float(report.worst().error.max()) <= 1e-5
 
 
 def test_all_is_absorbed_where_nothing_answers(backend: Any) -> None:
