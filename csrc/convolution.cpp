@@ -36,7 +36,7 @@ ConvShape check_convolution(const char* op, const Tensor& x, const Tensor& weigh
               " channels, as weight ", weight.sizes(), " with ", groups, " groups needs, got ",
               x.sizes());
 
-  ConvShape conv{stride.vec(), {}, dilation.vec(), groups, {}, {}};
+  ConvShape conv{x.suggest_memory_format(), stride.vec(), {}, dilation.vec(), groups, {}, {}};
   std::vector<int64_t> shape{x.size(0), weight.size(0)};
   for (int64_t d = 0; d < dims; ++d) {
     const int64_t low = padding[2 * d];
@@ -62,7 +62,7 @@ Tensor pad_unequal(const Tensor& x, const ConvShape& conv) {
     pad.push_back(conv.low[d]);
     pad.push_back(conv.high[d]);
   }
-  return at::constant_pad_nd(x, pad).contiguous(x.suggest_memory_format());
+  return at::constant_pad_nd(x, pad).contiguous(conv.format);
 }
 
 Tensor crop_unequal(const Tensor& x, const ConvShape& conv) {
@@ -72,14 +72,14 @@ Tensor crop_unequal(const Tensor& x, const ConvShape& conv) {
     const int64_t dim = static_cast<int64_t>(d) + 2;
     inner = inner.narrow(dim, conv.low[d], x.size(dim) - conv.low[d] - conv.high[d]);
   }
-  return inner.contiguous(x.suggest_memory_format());
+  return inner.contiguous(conv.format);
 }
 
 Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
   const std::vector<int64_t> none(conv.stride.size(), 0);
   return at::convolution(x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
                          /*transposed=*/false, none, conv.groups)
-      .contiguous(x.suggest_memory_format());
+      .contiguous(conv.format);
 }
 
 Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
@@ -88,7 +88,7 @@ Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& 
   const auto gradients =
       at::convolution_backward(s, x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
                                /*transposed=*/false, none, conv.groups, {true, false, false});
-  return std::get<0>(gradients).contiguous(x.suggest_memory_format());
+  return std::get<0>(gradients).contiguous(conv.format);
 }
 
 }  // namespace rapkernels

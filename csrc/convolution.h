@@ -10,6 +10,7 @@
 namespace rapkernels {
 
 struct ConvShape {
+  at::MemoryFormat format;  // of every tensor of the step: that of x
   std::vector<int64_t> stride;
   std::vector<int64_t> padding;  // what both sides of a dimension have
   std::vector<int64_t> dilation;
@@ -28,7 +29,7 @@ ConvShape check_convolution(const char* op, const Tensor& x, const Tensor& weigh
 Tensor pad_unequal(const Tensor& x, const ConvShape& conv);
 Tensor crop_unequal(const Tensor& x, const ConvShape& conv);
 
-// C_W(x), no bias, in the layout of x.
+// C_W(x), no bias.
 Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv);
 
 // T_W(s): the adjoint of C_W, shaped like x.

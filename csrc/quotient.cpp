@@ -7,11 +7,11 @@
 namespace rapkernels {
 
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
-               const OptionalTensor& psi, Rule rule, Form form, Packing packing) {
+               const OptionalTensor& psi, Rule rule, Form form, Packing packing,
+               at::MemoryFormat format) {
   const int64_t samples = relevance.size(0);
   const int64_t size = samples ? relevance.numel() / samples : 0;
   const int64_t channels = relevance.dim() > 1 ? relevance.size(1) : 1;
-  const auto format = relevance.suggest_memory_format();
 
   Parts parts;
   SplitLayout layout{samples, 1, size, 0, 0, 0};
@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> split_quotient(const Tensor& z, const Tensor&
   check_per_sample(op, "psi", psi, z);
   const auto format = z.suggest_memory_format();
   const Parts parts = quotient(operand(z, format), operand(a, format), operand(relevance, format),
-                               psi, parse_rule(op, rule), Form::kAbsolute, Packing::kApart);
+                               psi, parse_rule(op, rule), Form::kAbsolute, Packing::kApart, format);
   return {narrowed(parts.positive.clone(), z.scalar_type()),
           narrowed(parts.negative.clone(), z.scalar_type()), parts.total};
 }

@@ -32,12 +32,11 @@ void split_weight(const Tensor& weight, const Tensor& positive, const Tensor& ne
 }
 
 // The weights that take S+ and S- to the inputs of one sign: w+ and |w-| stacked along the outputs.
-Tensor stacked(const Tensor& weight, bool positive_first) {
+Tensor stacked(const Tensor& weight, at::MemoryFormat format, bool positive_first) {
   auto shape = weight.sizes().vec();
   const int64_t outputs = shape[0];
   shape[0] = 2 * outputs;
-  const Tensor both =
-      at::empty(shape, weight.options().memory_format(weight.suggest_memory_format()));
+  const Tensor both = at::empty(shape, weight.options().memory_format(format));
   split_weight(weight, both.narrow(0, positive_first ? 0 : outputs, outputs),
                both.narrow(0, positive_first ? outputs : 0, outputs));
   return both;
@@ -68,18 +67,20 @@ Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus
 Gated packed_step(const Tensor& x, const Tensor& weight, const Messages& m, const Tensor& relevance,
                   const OptionalTensor& psi, Rule rule, const ConvShape& conv, bool nonnegative,
                   Tensor& total) {
-  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kChannels);
+  Parts s =
+      quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kChannels, conv.format);
   total = s.total;
-  const Tensor up = convolve_transposed(s.packed, stacked(weight, true), x, conv);
+  const Tensor up = convolve_transposed(s.packed, stacked(weight, conv.format, true), x, conv);
   if (nonnegative) return gate(x, up, std::nullopt, Gate::kProduct);
-  return gate(x, up, convolve_transposed(s.packed, stacked(weight, false), x, conv), Gate::kBySign);
+  return gate(x, up, convolve_transposed(s.packed, stacked(weight, conv.format, false), x, conv),
+              Gate::kBySign);
 }
 
 // Grouped: S+ and S- apart, since packing would mix the groups.
 Gated grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, const Messages& m,
                    const Tensor& relevance, const OptionalTensor& psi, Rule rule,
                    const ConvShape& conv, bool nonnegative, Tensor& total) {
-  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kApart);
+  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kApart, conv.format);
   total = s.total;
   Tensor up = convolve_transposed(s.positive, plus, x, conv);
   if (nonnegative) {
@@ -103,7 +104,7 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
     check_shape(kOp, "z", *z, relevance.sizes());
   }
   const Rule parsed = parse_rule(kOp, rule);
-  const auto format = x.suggest_memory_format();
+  const auto format = conv.format;
   if (x.numel() == 0 || relevance.numel() == 0) {
     const Tensor none = at::zeros_like(x, x.options().memory_format(format));
     return {none, per_sample(x, 0), scale ? scale->clone() : per_sample(x, 1), per_sample(x, 0)};

@@ -44,8 +44,9 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   });
 
   const Tensor incoming = operand(relevance, at::MemoryFormat::Contiguous);
-  const Parts s = quotient(positive.view(incoming.sizes()), negative.view(incoming.sizes()),
-                           incoming, psi, parsed, Form::kSplit, Packing::kApart);
+  const Parts s =
+      quotient(positive.view(incoming.sizes()), negative.view(incoming.sizes()), incoming, psi,
+               parsed, Form::kSplit, Packing::kApart, at::MemoryFormat::Contiguous);
   Tensor contribution = at::empty({rows, inputs}, in.options());
   AT_DISPATCH_FLOATING_TYPES(in.scalar_type(), kOp, [&] {
     cpu::linear_contribution(in.const_data_ptr<scalar_t>(), w.const_data_ptr<scalar_t>(),

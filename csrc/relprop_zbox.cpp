@@ -117,7 +117,7 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
   check_bounds(op, x, low, high);
   check_per_sample(op, "psi", psi, x);
   check_per_sample(op, "scale", scale, x);
-  const auto format = x.suggest_memory_format();
+  const auto format = conv.format;
   if (x.numel() == 0 || relevance.numel() == 0) {
     const Tensor none = at::zeros_like(x, x.options().memory_format(format));
     return {none, per_sample(x, 0), scale ? scale->clone() : per_sample(x, 1), per_sample(x, 0)};

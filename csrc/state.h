@@ -16,7 +16,8 @@ using State = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // values, psi, scale
 // float for float32 and narrower storage, double for float64.
 at::ScalarType accumulate_type(at::ScalarType storage);
 
-// Dense in `format`, in the accumulate type; no copy where it already is.
+// Dense in `format`, in the accumulate type; no copy where it already is. Its strides do not tell
+// the format: a dimension of size 1 may have any.
 Tensor operand(const Tensor& t, at::MemoryFormat format);
 
 // (N,) float64 of the device of x, one value for each sample.

@@ -5,7 +5,7 @@ from rapkernels._library import build_info
 from rapkernels._version import __version__
 from rapkernels.attribution import RAP, attribute
 from rapkernels.relevance import Relevance
-from rapkernels.rules import Rule, register_rule
+from rapkernels.rules import Rule, register_rule, unregister_rule
 
 __all__ = [
     "RAP",
@@ -18,4 +18,5 @@ __all__ = [
     "ops",
     "reference",
     "register_rule",
+    "unregister_rule",
 ]

@@ -20,6 +20,7 @@ from rapkernels.testing import (
     Pool,
     Sampler,
     assert_same_relevance,
+    channels_last,
     convert,
     states,
     strided,
@@ -66,6 +67,26 @@ def test_strided_tensors_of_one_entry_per_sample(native: ModuleType, name: str) 
     agree(native, name, convert(arguments, strided), torch.float64)
 
 
+def oddly_strided(tensor: Tensor) -> Tensor:
+    """Channels-last memory whose dimensions of size 1 have a stride of another format."""
+    tensor = channels_last(tensor)
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.as_strided(tensor.shape, [4 if size == 1 else step for size, step in pairs])
+
+
+def agree_oddly_strided(native: ModuleType, name: str, arguments: tuple[Any, ...]) -> None:
+    for base in (arguments, convert(arguments, channels_last)):
+        for index, value in enumerate(base):
+            if isinstance(value, Tensor) and value.dim() > 2:
+                odd = (*base[:index], oddly_strided(value), *base[index + 1 :])
+                agree(native, name, odd, torch.float64)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_any_stride_in_dimensions_of_size_one(native: ModuleType, name: str) -> None:
+    agree_oddly_strided(native, name, SAMPLES[name](Sampler(batch=1)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", SAMPLES)
 def test_empty_batch(native: ModuleType, name: str, dtype: torch.dtype) -> None:
@@ -91,6 +112,12 @@ def conv_arguments(
     incoming = sampler.relevance(*z.shape)
     given = z if z_given else None
     return x, weight, given, incoming, *sampler.pending(), *geometry, rule, not sampler.signed
+
+
+@pytest.mark.parametrize("conv", CONVS.values(), ids=CONVS)
+def test_conv_with_any_stride_in_dimensions_of_size_one(native: ModuleType, conv: Conv) -> None:
+    arguments = conv_arguments(conv, Sampler(batch=1), "rap_conv", True, batch=1)
+    agree_oddly_strided(native, "relprop_conv", arguments)
 
 
 @pytest.mark.parametrize("signed", [False, True], ids=["nonnegative", "signed"])
