@@ -39,6 +39,22 @@ inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t
               low == high ? "" : " to " + std::to_string(high), " dimensions, got ", t.dim());
 }
 
+// A linear layer: x (N, *, I), weight (O, I), relevance (N, *, O).
+inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
+                         const Tensor& relevance) {
+  check_storage(op, "x", x);
+  TORCH_CHECK(x.dim() >= 2, op, ": x must have at least 2 dimensions (N, *, I), got ", x.dim());
+  check_dim(op, "weight", weight, 2, 2);
+  check_like(op, "weight", weight, "x", x);
+  check_like(op, "relevance", relevance, "x", x);
+  TORCH_CHECK(x.size(-1) == weight.size(1), op, ": x must have ", weight.size(1),
+              " features in its last dimension, as weight ", weight.sizes(), " needs, got ",
+              x.sizes());
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  check_shape(op, "relevance", relevance, shape);
+}
+
 // psi, scale and total: one float64 per sample, dense from here on.
 inline void check_per_sample(const char* op, const char* name, OptionalTensor& t, const Tensor& x) {
   if (!t) return;

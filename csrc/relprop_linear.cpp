@@ -14,17 +14,7 @@ constexpr const char* kOp = "relprop_linear";
 
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                      OptionalTensor psi, OptionalTensor scale, std::string_view rule) {
-  check_storage(kOp, "x", x);
-  TORCH_CHECK(x.dim() >= 2, kOp, ": x must have at least 2 dimensions (N, *, I), got ", x.dim());
-  check_dim(kOp, "weight", weight, 2, 2);
-  check_like(kOp, "weight", weight, "x", x);
-  check_like(kOp, "relevance", relevance, "x", x);
-  TORCH_CHECK(x.size(-1) == weight.size(1), kOp, ": x must have ", weight.size(1),
-              " features in its last dimension, as weight ", weight.sizes(), " needs, got ",
-              x.sizes());
-  auto shape = x.sizes().vec();
-  shape.back() = weight.size(0);
-  check_shape(kOp, "relevance", relevance, shape);
+  check_linear(kOp, x, weight, relevance);
   check_per_sample(kOp, "psi", psi, x);
   check_per_sample(kOp, "scale", scale, x);
   const Rule parsed = parse_rule(kOp, rule);

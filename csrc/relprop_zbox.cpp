@@ -55,17 +55,7 @@ State relprop_zbox_linear(const Tensor& x, const Tensor& weight, const Tensor& l
                           const Tensor& high, const Tensor& relevance, OptionalTensor psi,
                           OptionalTensor scale) {
   constexpr const char* op = "relprop_zbox_linear";
-  check_storage(op, "x", x);
-  TORCH_CHECK(x.dim() >= 2, op, ": x must have at least 2 dimensions (N, *, I), got ", x.dim());
-  check_dim(op, "weight", weight, 2, 2);
-  check_like(op, "weight", weight, "x", x);
-  check_like(op, "relevance", relevance, "x", x);
-  TORCH_CHECK(x.size(-1) == weight.size(1), op, ": x must have ", weight.size(1),
-              " features in its last dimension, as weight ", weight.sizes(), " needs, got ",
-              x.sizes());
-  auto shape = x.sizes().vec();
-  shape.back() = weight.size(0);
-  check_shape(op, "relevance", relevance, shape);
+  check_linear(op, x, weight, relevance);
   check_bounds(op, x, low, high);
   check_per_sample(op, "psi", psi, x);
   check_per_sample(op, "scale", scale, x);

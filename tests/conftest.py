@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
+import torch
 
 from rapkernels import reference
 
@@ -42,6 +44,15 @@ def operations(backend: str) -> ModuleType:
 def native() -> ModuleType:
     """The native operations, for tests that have nothing to say of the reference."""
     return native_operations()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For small tensors, which only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
