@@ -39,8 +39,8 @@ struct Statistics {
   double largest;
 };
 
-// Windows of one spatial dimension of a pool: output o reads begin[o], begin[o] + step, ... <
-// end[o].
+// Windows of one spatial dimension of a pool: output o reads begin[o], begin[o] + step, ... and
+// stops before end[o].
 struct Windows {
   const int64_t* begin;
   const int64_t* end;
@@ -49,8 +49,7 @@ struct Windows {
   int64_t outputs;
 };
 
-// A pool over (groups, spatial, channels): channels are contiguous, positions `position_stride`
-// apart.
+// A pool in three dimensions; fewer are padded in front with windows of one position.
 struct PoolShape {
   int64_t samples;
   int64_t channels;

@@ -44,7 +44,7 @@ RAPKERNELS_HD Quotient<T> split_absolute(T z, T absolute) {
   return {positive > rounding ? positive : T(0), negative > rounding ? negative : T(0)};
 }
 
-// Shares of a residual add. Absolute: |a| / (|a| + |b|), bounded and conserving.
+// Shares of a residual add or an average. Absolute: |a| / (|a| + |b|), bounded and conserving.
 struct AbsoluteShare {
   template <typename T>
   static RAPKERNELS_HD T weight(T value) {
