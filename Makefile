@@ -1,5 +1,6 @@
 # The index of commands: "make" lists them. Everything runs in VENV, which is made when it is needed and follows
-# requirements-dev.txt, pyproject.toml, setup.py and csrc/: what has not changed is not done again.
+# requirements-dev.txt, pyproject.toml, setup.py, csrc/ and the variables of the build (README lists them):
+# what has not changed is not done again.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,6 +9,9 @@ MINIMAL_VENV ?= .venv-minimal
 # make test-minimal MINIMAL_TORCH="torch==2.13.0+cpu --extra-index-url https://download.pytorch.org/whl/cpu"
 MINIMAL_TORCH ?= torch==2.13.0
 SANITIZERS ?= address,undefined
+# What cuda-build compiles for.
+CUDA_ARCHS ?= 8.0;9.0a
+PTXAS_FLAGS ?=
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -15,14 +19,17 @@ export MAX_JOBS
 
 PY := $(VENV)/bin/python
 MINIMAL_PY := $(abspath $(MINIMAL_VENV))/bin/python
-BUILD_FILES := pyproject.toml setup.py $(shell find csrc -type f)
+# torch compiles one file after the other where it finds no ninja on PATH.
+WITH_NINJA := PATH="$(abspath $(VENV))/bin:$$PATH"
+BUILD_FILES := pyproject.toml setup.py setup_cuda.py $(shell find csrc -type f -not -name '*.md')
+BUILD_VARIABLES := CUDA_HOME CUDA_PATH RAPKERNELS_CUDA RAPKERNELS_STRICT TORCH_CUDA_ARCH_LIST
 PYTHON_FILES := $(shell find rapkernels -name '*.py')
-CPP_FILES = $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-PACKAGE_FILES := pyproject.toml setup.py README.md LICENSE csrc rapkernels
+CPP_FILES = $(shell find csrc tests/cpp tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PACKAGE_FILES := pyproject.toml setup.py setup_cuda.py MANIFEST.in README.md LICENSE csrc rapkernels
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format typecheck cpp-test sanitize bench wheel test-minimal picture clean distclean
+.PHONY: help demo test build lint format typecheck cpp-test sanitize test-emulated cuda-build ptxas bench wheel test-minimal picture clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +64,23 @@ sanitize: build/sanitize/CMakeCache.txt ## the C++ tests under address and undef
 	$(VENV)/bin/cmake --build build/sanitize --parallel $(MAX_JOBS)
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
 
+# Which tests: those that run kernels. Python itself is not sanitized, so the libraries must be there before it.
+EMULATED_TESTS := $(addprefix tests/test_,ops.py unaligned.py op_errors.py conservation.py determinism.py \
+	golden_layers.py golden_networks.py emulated.py)
+test-emulated: build/emulated/CMakeCache.txt ## test the CUDA kernels on the CPU, under sanitizers (PYTEST_FLAGS=...)
+	$(VENV)/bin/cmake --build build/emulated --target rapkernels_emulated --parallel $(MAX_JOBS)
+	LD_PRELOAD="$(foreach name,asan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))" \
+	ASAN_OPTIONS=detect_leaks=0:max_malloc_fill_size=1000000000:malloc_fill_byte=255 \
+	UBSAN_OPTIONS=print_stacktrace=1 OMP_WAIT_POLICY=passive RAPKERNELS_TEST_BACKEND=emulated \
+	$(PY) -m pytest --capture=sys $(EMULATED_TESTS) $(PYTEST_FLAGS)
+
+cuda-build: ## build with CUDA kernels (CUDA_ARCHS=...), warnings as errors, and check them; needs nvcc, no GPU
+	RAPKERNELS_CUDA=1 RAPKERNELS_STRICT=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" $(MAKE) build
+	$(PY) tests/cuda/check_build.py "$(CUDA_ARCHS)"
+
+ptxas: $(VENV)/.requirements ## registers, shared memory and spills of the CUDA kernels (PTXAS_FLAGS=--no-spills)
+	$(PY) -m bench.ptxas $(PTXAS_FLAGS)
+
 bench: build ## measure cost in forward passes and renew the table in README (BENCH_FLAGS=...)
 	$(PY) -m bench.models -o bench/results/models.json $(BENCH_FLAGS)
 	$(PY) -m bench.ops -o bench/results/ops.json
@@ -64,7 +88,7 @@ bench: build ## measure cost in forward passes and renew the table in README (BE
 
 wheel: $(VENV)/.requirements ## build a wheel into dist/
 	$(call stage,build/wheel)
-	$(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist build/wheel
+	$(WITH_NINJA) $(PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist build/wheel
 
 test-minimal: $(MINIMAL_VENV)/.wheel ## test the wheel with a CPU-only torch and without torchvision
 	rm -rf build/test-minimal && mkdir -p build && cp -r tests/minimal build/test-minimal
@@ -97,9 +121,16 @@ $(VENV)/.requirements: requirements-dev.txt
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@
 
-$(VENV)/.extension: $(VENV)/.requirements $(BUILD_FILES)
-	@echo "building the extension: about a minute"
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+# Renewed when a variable of the build changes.
+$(VENV)/.variables: $(VENV)/.requirements FORCE
+	@echo '$(foreach name,$(BUILD_VARIABLES),$(name)=$($(name)))' > $@.new
+	@if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+FORCE:
+
+$(VENV)/.extension: $(VENV)/.requirements $(VENV)/.variables $(BUILD_FILES)
+	@echo "building the extension: about a minute, with CUDA kernels two or three"
+	$(WITH_NINJA) $(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(MINIMAL_VENV)/.requirements: requirements-dev.txt
@@ -111,7 +142,7 @@ $(MINIMAL_VENV)/.requirements: requirements-dev.txt
 $(MINIMAL_VENV)/.wheel: $(MINIMAL_VENV)/.requirements $(BUILD_FILES) $(PYTHON_FILES)
 	$(call stage,build/minimal)
 	rm -rf build/minimal-wheel
-	$(MINIMAL_PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/minimal-wheel build/minimal
+	$(WITH_NINJA) $(MINIMAL_PY) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/minimal-wheel build/minimal
 	$(MINIMAL_PY) -m pip install --quiet --no-deps --force-reinstall build/minimal-wheel/*.whl
 	@touch $@
 
@@ -120,6 +151,11 @@ build/cpp/CMakeCache.txt: $(VENV)/.requirements CMakeLists.txt
 
 build/sanitize/CMakeCache.txt: $(VENV)/.requirements CMakeLists.txt
 	$(VENV)/bin/cmake -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE=$(abspath $(PY)) -DRAPKERNELS_SANITIZE=$(SANITIZERS)
+
+# Not optimised as much as it could be: it takes longer to build than to run.
+build/emulated/CMakeCache.txt: $(VENV)/.requirements CMakeLists.txt
+	$(VENV)/bin/cmake -S . -B build/emulated -G Ninja -DPython_EXECUTABLE=$(abspath $(PY)) \
+		-DRAPKERNELS_SANITIZE=$(SANITIZERS) -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1"
 
 demo/cat.png: $(VENV)/.requirements
 	@mkdir -p demo

@@ -1,10 +1,14 @@
 #include "convolution.h"
 
+#include <ATen/Context.h>
+#include <ATen/ops/_convolution.h>
 #include <ATen/ops/constant_pad_nd.h>
-#include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <torch/version.h>
 
 #include <algorithm>
+
+#include "device.h"
 
 namespace rapkernels {
 namespace {
@@ -13,6 +17,24 @@ bool is_unequal(const ConvShape& conv) {
   const auto positive = [](int64_t p) { return p > 0; };
   return std::any_of(conv.low.begin(), conv.low.end(), positive) ||
          std::any_of(conv.high.begin(), conv.high.end(), positive);
+}
+
+bool allows_tf32() {
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 10)
+  return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);
+#else
+  return at::globalContext().allowTF32CuDNN();
+#endif
+}
+
+// torch's convolution with torch's settings, but for one: the same input gives the same bits.
+Tensor convolution(const Tensor& x, const Tensor& weight, const ConvShape& conv, bool transposed,
+                   at::IntArrayRef output_padding) {
+  const at::Context& context = at::globalContext();
+  return at::_convolution(x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
+                          transposed, output_padding, conv.groups, context.benchmarkCuDNN(),
+                          /*deterministic=*/true, context.userEnabledCuDNN(), allows_tf32())
+      .contiguous(conv.format);
 }
 
 }  // namespace
@@ -75,15 +97,29 @@ Tensor crop_unequal(const Tensor& x, const ConvShape& conv) {
   return inner.contiguous(conv.format);
 }
 
+bool is_full_precision(const Tensor& x) {
+  if (x.scalar_type() == at::kBFloat16) return false;
+  return !(runs_cuda_kernels(x) && x.scalar_type() == at::kFloat && allows_tf32());
+}
+
 Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
   const std::vector<int64_t> none(conv.stride.size(), 0);
-  return at::convolution(x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
-                         /*transposed=*/false, none, conv.groups)
-      .contiguous(conv.format);
+  return convolution(x, weight, conv, /*transposed=*/false, none);
 }
 
 Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
                            const ConvShape& conv) {
+  if (runs_cuda_kernels(s)) {
+    // Unlike convolution_backward, this can be asked for a deterministic algorithm.
+    std::vector<int64_t> rest;
+    for (size_t d = 0; d < conv.stride.size(); ++d) {
+      const int64_t dim = static_cast<int64_t>(d) + 2;
+      const int64_t reach = conv.dilation[d] * (weight.size(dim) - 1) + 1;
+      rest.push_back(x.size(dim) + 2 * conv.padding[d] - reach -
+                     (s.size(dim) - 1) * conv.stride[d]);
+    }
+    return convolution(s, weight, conv, /*transposed=*/true, rest);
+  }
   const std::vector<int64_t> none(conv.stride.size(), 0);
   const auto gradients =
       at::convolution_backward(s, x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,

@@ -1,12 +1,17 @@
 // Bridge between the device-independent ops and the kernels of each device: plain pointers only, so
-// that a .cu file needs no torch header. T is the accumulate type: float or double.
-// Memory is dense; sample n of a (N, M) operand starts at n * M. psi may be null (no pending
-// shift).
+// that a .cu file needs no torch header. T is the working type: float or double, on CUDA bfloat16
+// too, whose sums and quotients are float. Memory is dense; sample n of a (N, M) operand starts at
+// n * M. psi may be null (no pending shift). Pointers are to the device's memory, structs are not.
 #pragma once
 
 #include <cstdint>
 
+#include "windows.h"
+
 namespace rapkernels {
+
+// Element types of tensors, where an operand may differ from the working type.
+enum class Storage { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
 enum class Rule { kRap, kRapConv };
 enum class Share { kAbsolute, kRatio };
@@ -39,16 +44,6 @@ struct Statistics {
   double largest;
 };
 
-// Windows of one spatial dimension of a pool: output o reads begin[o], begin[o] + step, ... and
-// stops before end[o].
-struct Windows {
-  const int64_t* begin;
-  const int64_t* end;
-  int64_t step;
-  int64_t inputs;
-  int64_t outputs;
-};
-
 // A pool in three dimensions; fewer are padded in front with windows of one position.
 struct PoolShape {
   int64_t samples;
@@ -71,21 +66,27 @@ struct PoolShape {
             int64_t samples, int64_t size, Gate form);                                            \
   template <typename T>                                                                           \
   void measure(const T* values, Statistics* statistics, int64_t samples, int64_t size);           \
-  template <typename T, typename Storage>                                                         \
-  void store(const T* values, const double* factor, Storage* stored, Statistics* statistics,      \
-             int64_t samples, int64_t size);                                                      \
+  template <typename T>                                                                           \
+  void store(const T* values, const double* factor, void* stored, Storage storage,                \
+             Statistics* statistics, int64_t samples, int64_t size);                              \
   template <typename T>                                                                           \
   void apply_shift(const T* values, const double* psi, const double* scale, T* relevance,         \
                    double largest, int64_t samples, int64_t size);                                \
   template <typename T>                                                                           \
   void merge(const T* a, const double* psi_a, const double* factor_a, const T* b,                 \
              const double* psi_b, const double* factor_b, T* sum, int64_t samples, int64_t size); \
+  void settle_factor(const Statistics* statistics, const double* total, double* factor,           \
+                     int64_t samples, Storage storage, bool narrow);                              \
+  void settle_shift(const Statistics* statistics, const double* total, const double* factor,      \
+                    const double* scale, double* psi, double* out_scale, double* absorbed,        \
+                    int64_t samples);                                                             \
   template <typename T>                                                                           \
-  void linear_split(const T* x, const T* weight, T* positive, T* negative, int64_t rows,          \
-                    int64_t inputs, int64_t outputs);                                             \
+  void linear_split(const T* x, const void* weight, Storage storage, T* positive, T* negative,    \
+                    int64_t rows, int64_t inputs, int64_t outputs, bool nonnegative);             \
   template <typename T>                                                                           \
-  void linear_contribution(const T* x, const T* weight, const T* positive, const T* negative,     \
-                           T* contribution, int64_t rows, int64_t inputs, int64_t outputs);       \
+  void linear_contribution(const T* x, const void* weight, Storage storage, const T* positive,    \
+                           const T* negative, T* contribution, int64_t rows, int64_t inputs,      \
+                           int64_t outputs, bool nonnegative);                                    \
   template <typename T>                                                                           \
   void max_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,      \
                 const PoolShape& shape);                                                          \

@@ -3,9 +3,29 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#ifdef RAPKERNELS_WITH_CUDA
+#include <cuda_runtime_api.h>
+
+#include <sstream>
+#include <string>
+#endif
+
 #include "cpu/simd.h"
 
 namespace {
+
+#ifdef RAPKERNELS_WITH_CUDA
+std::string cuda_version() {
+  return std::to_string(CUDART_VERSION / 1000) + "." + std::to_string(CUDART_VERSION % 1000 / 10);
+}
+
+pybind11::tuple cuda_architectures() {
+  pybind11::list names;
+  std::istringstream listed(RAPKERNELS_CUDA_ARCHS);
+  for (std::string name; std::getline(listed, name, ';');) names.append(name);
+  return names;
+}
+#endif
 
 pybind11::dict build_info() {
   pybind11::dict info;
@@ -29,8 +49,12 @@ pybind11::dict build_info() {
 #endif
 #ifdef RAPKERNELS_WITH_CUDA
   info["cuda"] = true;
+  info["cuda_version"] = cuda_version();
+  info["cuda_architectures"] = cuda_architectures();
 #else
   info["cuda"] = false;
+  info["cuda_version"] = pybind11::none();
+  info["cuda_architectures"] = pybind11::tuple();
 #endif
   return info;
 }

@@ -1,8 +1,8 @@
 #include "quotient.h"
 
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
-#include <torch/library.h>
+
+#include "device.h"
 
 namespace rapkernels {
 
@@ -42,11 +42,11 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
     parts.negative = parts.packed.narrow(1, channels, channels);
   }
   parts.total = per_sample(relevance, 0.0);
-  AT_DISPATCH_FLOATING_TYPES(relevance.scalar_type(), "quotient", [&] {
-    cpu::split_quotient(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
-                        relevance.const_data_ptr<scalar_t>(), data_or_null(psi),
-                        parts.packed.mutable_data_ptr<scalar_t>(),
-                        parts.total.mutable_data_ptr<double>(), layout, form, rule);
+  RAPKERNELS_DISPATCH(relevance, "quotient", [&] {
+    device::split_quotient(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
+                           relevance.const_data_ptr<scalar_t>(), data_or_null(psi),
+                           parts.packed.mutable_data_ptr<scalar_t>(),
+                           parts.total.mutable_data_ptr<double>(), layout, form, rule);
   });
   return parts;
 }
@@ -54,12 +54,12 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
 Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, Gate form) {
   const int64_t samples = x.size(0);
   Gated out{first, empty_statistics(x)};
-  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "gate", [&] {
-    cpu::gate(x.const_data_ptr<scalar_t>(), first.const_data_ptr<scalar_t>(),
-              second ? second->const_data_ptr<scalar_t>() : nullptr,
-              out.values.mutable_data_ptr<scalar_t>(),
-              reinterpret_cast<Statistics*>(out.statistics.mutable_data_ptr<double>()), samples,
-              samples ? x.numel() / samples : 0, form);
+  RAPKERNELS_DISPATCH(x, "gate", [&] {
+    device::gate(x.const_data_ptr<scalar_t>(), first.const_data_ptr<scalar_t>(),
+                 second ? second->const_data_ptr<scalar_t>() : nullptr,
+                 out.values.mutable_data_ptr<scalar_t>(),
+                 reinterpret_cast<Statistics*>(out.statistics.mutable_data_ptr<double>()), samples,
+                 samples ? x.numel() / samples : 0, form);
   });
   return out;
 }
@@ -94,10 +94,8 @@ std::tuple<Tensor, Tensor, Tensor> gate_op(const Tensor& x, const Tensor& gradie
   check_per_sample(op, "total", total, x);
   check_per_sample(op, "scale", scale, x);
   const auto format = x.suggest_memory_format();
-  Tensor owned = gradient
-                     .to(accumulate_type(x.scalar_type()), /*non_blocking=*/false,
-                         /*copy=*/true)
-                     .contiguous(format);
+  const Tensor owned =
+      gradient.to(working_type(x), /*non_blocking=*/false, /*copy=*/true).contiguous(format);
   const Gated gated = gate(operand(x, format), owned, std::nullopt, Gate::kProduct);
   const State state = settle(gated.values, gated.statistics, total, scale, x.scalar_type());
   return {std::get<0>(state), std::get<1>(state), std::get<2>(state)};
@@ -105,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor> gate_op(const Tensor& x, const Tensor& gradie
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rapkernels, CPU, m) {
+RAPKERNELS_REGISTER(m) {
   m.impl("split_quotient", &split_quotient);
   m.impl("gate", &gate_op);
 }

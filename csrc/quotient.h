@@ -16,7 +16,7 @@ struct Parts {
   Tensor total;   // (N,) float64: the relevance that came in, before scale
 };
 
-// All operands dense in `format`, of one shape and accumulate type. `first`, `second` as Form says.
+// All operands dense in `format`, of one shape and working type. `first`, `second` as Form says.
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
                const OptionalTensor& psi, Rule rule, Form form, Packing packing,
                at::MemoryFormat format);

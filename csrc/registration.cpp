@@ -1,11 +1,11 @@
 // The schemas of every op, and nothing else. Each op's implementations stand at the bottom of the
 // file that has its name. States are (values, psi, scale); see rapkernels/relevance.py.
-#include <torch/library.h>
+#include "device.h"
 
-TORCH_LIBRARY(rapkernels, m) {
+RAPKERNELS_LIBRARY(RAPKERNELS_NAMESPACE, m) {
   m.def(
       "relprop_linear(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, Tensor? scale, "
-      "str rule) -> (Tensor, Tensor, Tensor, Tensor)");
+      "str rule, bool nonnegative=False) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_conv(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
       "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "

@@ -1,8 +1,7 @@
 // The residual add: relevance shared between its two terms.
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty_like.h>
-#include <torch/library.h>
 
+#include "device.h"
 #include "state.h"
 
 namespace rapkernels {
@@ -29,12 +28,12 @@ State relprop_add(const Tensor& a, const Tensor& b, const Tensor& relevance, Opt
   Tensor to_b = at::empty_like(first);
   Tensor absorbed = per_sample(a, 0);
   const int64_t samples = a.size(0);
-  AT_DISPATCH_FLOATING_TYPES(first.scalar_type(), op, [&] {
-    cpu::add(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
-             incoming.const_data_ptr<scalar_t>(), data_or_null(psi),
-             to_a.mutable_data_ptr<scalar_t>(), to_b.mutable_data_ptr<scalar_t>(),
-             absorbed.mutable_data_ptr<double>(), samples, samples ? a.numel() / samples : 0,
-             share);
+  RAPKERNELS_DISPATCH(first, op, [&] {
+    device::add(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
+                incoming.const_data_ptr<scalar_t>(), data_or_null(psi),
+                to_a.mutable_data_ptr<scalar_t>(), to_b.mutable_data_ptr<scalar_t>(),
+                absorbed.mutable_data_ptr<double>(), samples, samples ? a.numel() / samples : 0,
+                share);
   });
   if (scale) absorbed.mul_(*scale);
   const auto [values_a, values_b, unit] = settle_pair(to_a, to_b, scale, a.scalar_type());
@@ -43,6 +42,6 @@ State relprop_add(const Tensor& a, const Tensor& b, const Tensor& relevance, Opt
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rapkernels, CPU, m) { m.impl("relprop_add", &relprop_add); }
+RAPKERNELS_REGISTER(m) { m.impl("relprop_add", &relprop_add); }
 
 }  // namespace rapkernels

@@ -1,12 +1,11 @@
 // RAP's relevance step of a 1-d, 2-d or 3-d convolution (Eqs. 7-9 and the published conv rule).
 // The convolutions are ATen's; the quotient and the gate around them are ours.
-#include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
 
 #include "convolution.h"
+#include "device.h"
 #include "quotient.h"
 #include "state.h"
 
@@ -16,18 +15,20 @@ namespace {
 constexpr const char* kOp = "relprop_conv";
 
 // The absolute form saves the forward a convolution where the sums are long; on short sums
-// (depthwise) its cancellation is felt in float32, and the split form costs little. The backward is
-// always split: a contribution that is exactly zero must come out as zero, or it counts as active.
+// (depthwise) its cancellation is felt in float32, and the split form costs little. It needs sums
+// in full precision: A - |z| would be TF32's or bfloat16's rounding. The backward is always split:
+// a contribution that is exactly zero must come out as zero, or it counts as active.
 constexpr int64_t kShortSum = 64;
 
 bool use_absolute_form(const Tensor& weight, const ConvShape& conv) {
-  return conv.groups == 1 && weight.numel() / std::max<int64_t>(1, weight.size(0)) >= kShortSum;
+  return conv.groups == 1 && is_full_precision(weight) &&
+         weight.numel() / std::max<int64_t>(1, weight.size(0)) >= kShortSum;
 }
 
 void split_weight(const Tensor& weight, const Tensor& positive, const Tensor& negative) {
-  AT_DISPATCH_FLOATING_TYPES(weight.scalar_type(), "split_weight", [&] {
-    cpu::split_weight(weight.const_data_ptr<scalar_t>(), positive.mutable_data_ptr<scalar_t>(),
-                      negative.mutable_data_ptr<scalar_t>(), weight.numel());
+  RAPKERNELS_DISPATCH(weight, "split_weight", [&] {
+    device::split_weight(weight.const_data_ptr<scalar_t>(), positive.mutable_data_ptr<scalar_t>(),
+                         negative.mutable_data_ptr<scalar_t>(), weight.numel());
   });
 }
 
@@ -116,7 +117,8 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   const Tensor incoming = operand(relevance, format);
   // z rounded to a narrow storage type is too coarse to subtract from A.
   const bool narrow = x.scalar_type() != in.scalar_type();
-  const OptionalTensor known = z && !narrow ? OptionalTensor(operand(*z, format)) : std::nullopt;
+  OptionalTensor known;
+  if (z && !narrow) known = operand(*z, format);
 
   Tensor total;
   Gated gated;
@@ -139,6 +141,6 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rapkernels, CPU, m) { m.impl("relprop_conv", &relprop_conv); }
+RAPKERNELS_REGISTER(m) { m.impl("relprop_conv", &relprop_conv); }
 
 }  // namespace rapkernels

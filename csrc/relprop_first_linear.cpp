@@ -4,8 +4,8 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
 
+#include "device.h"
 #include "numerics.h"
 #include "state.h"
 
@@ -69,13 +69,13 @@ State relprop_first_linear(const Tensor& x, const Tensor& weight, const Optional
   }
 
   const auto dense = at::MemoryFormat::Contiguous;
-  const Tensor in = operand(x, dense);
-  const Tensor w = operand(weight.index_select(0, target), dense);
-  const Tensor y = operand(score, dense).unsqueeze(1);
+  const Tensor in = accumulated(x, dense);
+  const Tensor w = accumulated(weight.index_select(0, target), dense);
+  const Tensor y = accumulated(score, dense).unsqueeze(1);
   Tensor contributions = in * w;
   if (rule == "author" && bias) {
     contributions =
-        author_contributions(in, w, operand(bias->index_select(0, target), dense).unsqueeze(1));
+        author_contributions(in, w, accumulated(bias->index_select(0, target), dense).unsqueeze(1));
   }
   const Tensor influence = contributions.abs();
   const Tensor whole = influence.sum(1, true);
@@ -87,6 +87,6 @@ State relprop_first_linear(const Tensor& x, const Tensor& weight, const Optional
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rapkernels, CPU, m) { m.impl("relprop_first_linear", &relprop_first_linear); }
+RAPKERNELS_REGISTER(m) { m.impl("relprop_first_linear", &relprop_first_linear); }
 
 }  // namespace rapkernels

@@ -1,16 +1,15 @@
 // The z-box step of the input layer (RAP Eq. 10), as the z+ rule on the extended input
 // [x - l, x - h] with the weights [w+, w-]: every message is >= 0 for l <= x <= h, so that nothing
 // cancels, and zero padding of the extended input is exactly the zero padding of l and h.
-#include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/library.h>
 
 #include "convolution.h"
+#include "device.h"
 #include "state.h"
 
 namespace rapkernels {
@@ -24,11 +23,11 @@ struct ZBox {
 ZBox zbox(const Tensor& z, const Tensor& relevance, const OptionalTensor& psi) {
   ZBox out{at::empty_like(relevance), per_sample(relevance, 0)};
   const int64_t samples = relevance.size(0);
-  AT_DISPATCH_FLOATING_TYPES(relevance.scalar_type(), "zbox", [&] {
-    cpu::zbox_quotient(z.const_data_ptr<scalar_t>(), relevance.const_data_ptr<scalar_t>(),
-                       data_or_null(psi), out.s.mutable_data_ptr<scalar_t>(),
-                       out.absorbed.mutable_data_ptr<double>(), samples,
-                       samples ? relevance.numel() / samples : 0);
+  RAPKERNELS_DISPATCH(relevance, "zbox", [&] {
+    device::zbox_quotient(z.const_data_ptr<scalar_t>(), relevance.const_data_ptr<scalar_t>(),
+                          data_or_null(psi), out.s.mutable_data_ptr<scalar_t>(),
+                          out.absorbed.mutable_data_ptr<double>(), samples,
+                          samples ? relevance.numel() / samples : 0);
   });
   return out;
 }
@@ -62,13 +61,13 @@ State relprop_zbox_linear(const Tensor& x, const Tensor& weight, const Tensor& l
 
   const auto dense = at::MemoryFormat::Contiguous;
   const int64_t inputs = weight.size(1);
-  const Tensor in = operand(x, dense);
-  const Tensor above = (in - operand(low, dense)).reshape({-1, inputs});
-  const Tensor below = (in - operand(high, dense)).reshape({-1, inputs});
-  const Tensor w = operand(weight, dense);
+  const Tensor in = accumulated(x, dense);
+  const Tensor above = (in - accumulated(low, dense)).reshape({-1, inputs});
+  const Tensor below = (in - accumulated(high, dense)).reshape({-1, inputs});
+  const Tensor w = accumulated(weight, dense);
   const Tensor plus = w.clamp_min(0);
   const Tensor minus = w.clamp_max(0);
-  const Tensor incoming = operand(relevance, dense);
+  const Tensor incoming = accumulated(relevance, dense);
   const Tensor z = at::mm(above, plus.t()).addmm_(below, minus.t());
   const ZBox q = zbox(z.view(incoming.sizes()), incoming, psi);
   const Tensor s = q.s.view({-1, weight.size(0)});
@@ -113,14 +112,15 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
     return {none, per_sample(x, 0), scale ? scale->clone() : per_sample(x, 1), per_sample(x, 0)};
   }
 
-  const Tensor in = operand(x, format);
+  const Tensor in = accumulated(x, format);
   const auto dense = at::MemoryFormat::Contiguous;
-  const Tensor both = pad_unequal(
-      extended(in - operand(low, dense), in - operand(high, dense), groups).contiguous(format),
-      conv);
-  const Tensor w = operand(weight, format);
+  const Tensor both =
+      pad_unequal(extended(in - accumulated(low, dense), in - accumulated(high, dense), groups)
+                      .contiguous(format),
+                  conv);
+  const Tensor w = accumulated(weight, format);
   const Tensor weights = extended(w.clamp_min(0), w.clamp_max(0), 1).contiguous(format);
-  const Tensor incoming = operand(relevance, format);
+  const Tensor incoming = accumulated(relevance, format);
   const ZBox q = zbox(convolve(both, weights, conv), incoming, psi);
   const Tensor messages = convolve_transposed(q.s, weights, both, conv).mul_(both);
   const Tensor values = finite(folded(crop_unequal(messages, conv), groups)).contiguous(format);
@@ -129,7 +129,7 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rapkernels, CPU, m) {
+RAPKERNELS_REGISTER(m) {
   m.impl("relprop_zbox_linear", &relprop_zbox_linear);
   m.impl("relprop_zbox_conv", &relprop_zbox_conv);
 }

@@ -25,12 +25,11 @@ struct Rap {
 struct RapConv {
   template <typename T>
   static RAPKERNELS_HD Quotient<T> quotient(T relevance, T positive, T negative) {
-    const T supporting = relevance > T(0) ? relevance : T(0);
-    const T opposing = relevance > T(0) ? T(0) : relevance;
+    const bool supports = relevance > T(0);
+    const T own = safe_quotient(relevance, supports ? positive : negative);
     const T shared = safe_quotient(relevance, positive + negative);
-    return {safe_quotient(supporting, positive),
-            carries_message(negative) ? finite_or_zero(safe_quotient(opposing, negative) + shared)
-                                      : T(0)};
+    const T opposed = supports ? shared : finite_or_zero(own + shared);
+    return {supports ? own : T(0), carries_message(negative) ? opposed : T(0)};
   }
 };
 

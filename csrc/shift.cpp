@@ -1,10 +1,9 @@
 // Relevance states outside a layer step: the uniform shift applied, and two states added.
-#include <ATen/Dispatch.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/maximum.h>
-#include <torch/library.h>
 
+#include "device.h"
 #include "state.h"
 
 namespace rapkernels {
@@ -19,10 +18,10 @@ Tensor apply_shift(const Tensor& values, OptionalTensor psi, OptionalTensor scal
   const Tensor in = operand(values, values.suggest_memory_format());
   Tensor out = at::empty_like(in);
   const int64_t samples = values.size(0);
-  AT_DISPATCH_FLOATING_TYPES(in.scalar_type(), op, [&] {
-    cpu::apply_shift(in.const_data_ptr<scalar_t>(), data_or_null(psi), data_or_null(scale),
-                     out.mutable_data_ptr<scalar_t>(), largest_value(values.scalar_type()), samples,
-                     samples ? values.numel() / samples : 0);
+  RAPKERNELS_DISPATCH(in, op, [&] {
+    device::apply_shift(in.const_data_ptr<scalar_t>(), data_or_null(psi), data_or_null(scale),
+                        out.mutable_data_ptr<scalar_t>(), largest_value(values.scalar_type()),
+                        samples, samples ? values.numel() / samples : 0);
   });
   return out.to(values.scalar_type());
 }
@@ -51,10 +50,10 @@ std::tuple<Tensor, Tensor> merge(const Tensor& values_a, OptionalTensor psi_a,
   const Tensor factor_b = unit_b / unit;
   Tensor sum = at::empty_like(a);
   const int64_t samples = a.size(0);
-  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), op, [&] {
-    cpu::merge(a.const_data_ptr<scalar_t>(), data_or_null(psi_a), data_or_null(factor_a),
-               b.const_data_ptr<scalar_t>(), data_or_null(psi_b), data_or_null(factor_b),
-               sum.mutable_data_ptr<scalar_t>(), samples, samples ? a.numel() / samples : 0);
+  RAPKERNELS_DISPATCH(a, op, [&] {
+    device::merge(a.const_data_ptr<scalar_t>(), data_or_null(psi_a), data_or_null(factor_a),
+                  b.const_data_ptr<scalar_t>(), data_or_null(psi_b), data_or_null(factor_b),
+                  sum.mutable_data_ptr<scalar_t>(), samples, samples ? a.numel() / samples : 0);
   });
   const State state = settle_complete(sum, per_sample(a, 0), unit, values_a.scalar_type());
   return {std::get<0>(state), std::get<2>(state)};
@@ -62,7 +61,7 @@ std::tuple<Tensor, Tensor> merge(const Tensor& values_a, OptionalTensor psi_a,
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(rapkernels, CPU, m) {
+RAPKERNELS_REGISTER(m) {
   m.impl("apply_shift", &apply_shift);
   m.impl("merge", &merge);
 }

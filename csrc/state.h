@@ -16,12 +16,22 @@ using State = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // values, psi, scale
 // float for float32 and narrower storage, double for float64.
 at::ScalarType accumulate_type(at::ScalarType storage);
 
-// Dense in `format`, in the accumulate type; no copy where it already is. Its strides do not tell
-// the format: a dimension of size 1 may have any.
+// What the kernels read and write for this tensor: its accumulate type, but on CUDA bfloat16 stays,
+// for the tensor cores and half the traffic. float16 does not: S reaches beyond its 65504.
+at::ScalarType working_type(const Tensor& t);
+
+// Dense in `format`, in the working type; no copy where it already is. Its strides do not tell the
+// format: a dimension of size 1 may have any.
 Tensor operand(const Tensor& t, at::MemoryFormat format);
 
-// (N,) float64 of the device of x, one value for each sample.
+// The same in the accumulate type.
+Tensor accumulated(const Tensor& t, at::MemoryFormat format);
+
+Storage storage_of(at::ScalarType type);
+
+// (N,) float64 of the device of x, one value for each sample; without `value`, to be written.
 Tensor per_sample(const Tensor& x, double value);
+Tensor per_sample(const Tensor& x);
 
 // (N, 3) float64: sum, count and largest magnitude of each sample.
 Tensor empty_statistics(const Tensor& x);
@@ -33,7 +43,7 @@ Tensor narrowed(const Tensor& values, at::ScalarType storage);
 
 const double* data_or_null(const OptionalTensor& t);
 
-// Settled relevance: `contribution` (accumulate type, dense) goes to its storage type, rescaled
+// Settled relevance: `contribution` (working type, dense) goes to its storage type, rescaled
 // where it leaves the safe range. With `total`, the shift that brings each sample's sum to it is
 // pending in psi, and what no element can take is absorbed; without, psi is zero and nothing is
 // absorbed.

@@ -18,6 +18,11 @@ def has_ext() -> bool:
     return _C is not None
 
 
+def has_cuda() -> bool:
+    """Whether the native ops have CUDA kernels."""
+    return _C is not None and bool(_C.build_info()["cuda"])
+
+
 def import_error() -> ImportError | None:
     """Why the extension could not be loaded; None where it is."""
     return _import_error
@@ -39,7 +44,9 @@ def build_info() -> dict[str, Any]:
     Returns:
         A dict: ``version``, ``extension`` (are the native ops loaded), ``error`` (why not, or
         None), ``torch`` (the running version), ``threads``, and from the extension ``compiler``,
-        ``built_with_torch``, ``openmp``, ``cpu_clones`` (instruction-set levels) and ``cuda``.
+        ``built_with_torch``, ``openmp``, ``cpu_clones`` (instruction-set levels), ``cuda`` (are
+        there CUDA kernels), ``cuda_version`` (of their compiler, or None) and
+        ``cuda_architectures`` (what they were compiled for).
     """
     from rapkernels._version import __version__
 
@@ -54,6 +61,8 @@ def build_info() -> dict[str, Any]:
         "openmp": None,
         "cpu_clones": (),
         "cuda": False,
+        "cuda_version": None,
+        "cuda_architectures": (),
     }
     if _C is not None:
         built = dict(_C.build_info())
@@ -62,17 +71,23 @@ def build_info() -> dict[str, Any]:
     return info
 
 
-_warned = False
+_warned: set[str] = set()
 
 
-def warn_reference_once(category: type[Warning]) -> None:
-    """Say once per process that the reference runs because the extension is missing."""
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            "rapkernels runs its pure-PyTorch reference, which is slower: the native ops are not "
-            f"loaded ({_import_error}); build them with 'pip install --no-build-isolation .'",
-            category,
-            stacklevel=3,
-        )
+def warn_reference_once(missing: str, category: type[Warning]) -> None:
+    """Say once per process and cause that the reference runs.
+
+    Args:
+        missing: what the native ops need, as the end of a sentence.
+        category: of the warning.
+    """
+    if missing in _warned:
+        return
+    _warned.add(missing)
+    failure = "" if _import_error is None else f" (loading failed with: {_import_error})"
+    warnings.warn(
+        "rapkernels runs its pure-PyTorch reference, which is slower: the native ops need "
+        f"{missing}{failure}",
+        category,
+        stacklevel=3,
+    )

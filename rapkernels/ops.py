@@ -7,6 +7,7 @@ They have no derivative: a backward pass through one raises, and points to the r
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -38,20 +39,20 @@ __all__ = [
 Relprop = tuple[Tensor, Tensor, Tensor, Tensor]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+# The tests put the emulated CUDA kernels in its place (tests/emulated.py).
+_registered: Any = torch.ops.rapkernels
+
 
 def _native(function: _Function) -> _Function:
     """Document ``function`` like its reference; without the extension make it say why."""
-    documented = inspect.getdoc(getattr(reference, function.__name__)) or ""
+    function.__doc__ = inspect.getdoc(getattr(reference, function.__name__))
     if _library.has_ext():
-        function.__doc__ = documented
         return function
 
+    @functools.wraps(function)
     def unavailable(*_arguments: Any, **_options: Any) -> Any:
         _library.require_ext()
 
-    unavailable.__name__ = function.__name__
-    unavailable.__doc__ = documented
-    unavailable.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return unavailable  # type: ignore[return-value]
 
 
@@ -63,9 +64,12 @@ def relprop_linear(
     psi: Tensor | None = None,
     scale: Tensor | None = None,
     rule: str = "rap",
+    nonnegative: bool = False,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_linear`."""
-    result: Relprop = torch.ops.rapkernels.relprop_linear(x, weight, relevance, psi, scale, rule)
+    result: Relprop = _registered.relprop_linear(
+        x, weight, relevance, psi, scale, rule, nonnegative
+    )
     return result
 
 
@@ -86,7 +90,7 @@ def relprop_conv(
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_conv`."""
     dims = weight.dim() - 2
-    result: Relprop = torch.ops.rapkernels.relprop_conv(
+    result: Relprop = _registered.relprop_conv(
         x,
         weight,
         z,
@@ -114,9 +118,7 @@ def relprop_zbox_linear(
     scale: Tensor | None = None,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_zbox_linear`."""
-    result: Relprop = torch.ops.rapkernels.relprop_zbox_linear(
-        x, weight, low, high, relevance, psi, scale
-    )
+    result: Relprop = _registered.relprop_zbox_linear(x, weight, low, high, relevance, psi, scale)
     return result
 
 
@@ -136,7 +138,7 @@ def relprop_zbox_conv(
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_zbox_conv`."""
     dims = weight.dim() - 2
-    result: Relprop = torch.ops.rapkernels.relprop_zbox_conv(
+    result: Relprop = _registered.relprop_zbox_conv(
         x,
         weight,
         low,
@@ -162,9 +164,7 @@ def relprop_first_linear(
     rule: str = "absolute",
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_first_linear`."""
-    result: Relprop = torch.ops.rapkernels.relprop_first_linear(
-        x, weight, bias, target, score, rule
-    )
+    result: Relprop = _registered.relprop_first_linear(x, weight, bias, target, score, rule)
     return result
 
 
@@ -182,7 +182,7 @@ def relprop_max_pool(
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_max_pool`."""
     dims = x.dim() - 2
-    result: Relprop = torch.ops.rapkernels.relprop_max_pool(
+    result: Relprop = _registered.relprop_max_pool(
         x,
         relevance,
         psi,
@@ -210,7 +210,7 @@ def relprop_avg_pool(
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_avg_pool`."""
     dims = x.dim() - 2
-    result: Relprop = torch.ops.rapkernels.relprop_avg_pool(
+    result: Relprop = _registered.relprop_avg_pool(
         x,
         relevance,
         psi,
@@ -229,7 +229,7 @@ def relprop_adaptive_max_pool(
     x: Tensor, relevance: Tensor, psi: Tensor | None = None, scale: Tensor | None = None
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_adaptive_max_pool`."""
-    result: Relprop = torch.ops.rapkernels.relprop_adaptive_max_pool(x, relevance, psi, scale)
+    result: Relprop = _registered.relprop_adaptive_max_pool(x, relevance, psi, scale)
     return result
 
 
@@ -242,7 +242,7 @@ def relprop_adaptive_avg_pool(
     rule: str = "absolute",
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_adaptive_avg_pool`."""
-    result: Relprop = torch.ops.rapkernels.relprop_adaptive_avg_pool(x, relevance, psi, scale, rule)
+    result: Relprop = _registered.relprop_adaptive_avg_pool(x, relevance, psi, scale, rule)
     return result
 
 
@@ -256,7 +256,7 @@ def relprop_add(
     rule: str = "absolute",
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_add`."""
-    result: Relprop = torch.ops.rapkernels.relprop_add(a, b, relevance, psi, scale, rule)
+    result: Relprop = _registered.relprop_add(a, b, relevance, psi, scale, rule)
     return result
 
 
@@ -270,7 +270,7 @@ def merge(
     scale_b: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See :func:`rapkernels.reference.merge`."""
-    result: tuple[Tensor, Tensor] = torch.ops.rapkernels.merge(
+    result: tuple[Tensor, Tensor] = _registered.merge(
         values_a, psi_a, scale_a, values_b, psi_b, scale_b
     )
     return result
@@ -279,7 +279,7 @@ def merge(
 @_native
 def apply_shift(values: Tensor, psi: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
     """See :func:`rapkernels.reference.apply_shift`."""
-    result: Tensor = torch.ops.rapkernels.apply_shift(values, psi, scale)
+    result: Tensor = _registered.apply_shift(values, psi, scale)
     return result
 
 
@@ -288,9 +288,7 @@ def split_quotient(
     z: Tensor, a: Tensor, relevance: Tensor, psi: Tensor | None = None, rule: str = "rap"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`rapkernels.reference.split_quotient`."""
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.rapkernels.split_quotient(
-        z, a, relevance, psi, rule
-    )
+    result: tuple[Tensor, Tensor, Tensor] = _registered.split_quotient(z, a, relevance, psi, rule)
     return result
 
 
@@ -299,7 +297,7 @@ def gate(
     x: Tensor, gradient: Tensor, total: Tensor | None = None, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`rapkernels.reference.gate`."""
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.rapkernels.gate(x, gradient, total, scale)
+    result: tuple[Tensor, Tensor, Tensor] = _registered.gate(x, gradient, total, scale)
     return result
 
 

@@ -171,31 +171,35 @@ RAPKERNELS_CLONES void contribute_columns(const T* x, const T* weight, const T* 
 }  // namespace
 
 template <typename T>
-void linear_split(const T* x, const T* weight, T* positive, T* negative, int64_t rows,
-                  int64_t inputs, int64_t outputs) {
+void linear_split(const T* x, const void* weight, Storage, T* positive, T* negative, int64_t rows,
+                  int64_t inputs, int64_t outputs, bool) {
+  const T* w = static_cast<const T*>(weight);
   const int64_t grain = std::max<int64_t>(1, kTask / std::max<int64_t>(1, inputs * rows));
   at::parallel_for(0, outputs, grain, [&](int64_t first, int64_t last) {
-    split_rows(x, weight, positive, negative, rows, inputs, outputs, first, last);
+    split_rows(x, w, positive, negative, rows, inputs, outputs, first, last);
   });
 }
 
 template <typename T>
-void linear_contribution(const T* x, const T* weight, const T* positive, const T* negative,
-                         T* contribution, int64_t rows, int64_t inputs, int64_t outputs) {
+void linear_contribution(const T* x, const void* weight, Storage, const T* positive,
+                         const T* negative, T* contribution, int64_t rows, int64_t inputs,
+                         int64_t outputs, bool) {
+  const T* w = static_cast<const T*>(weight);
   const int64_t blocks = (inputs + kInputs - 1) / kInputs;
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = b * kInputs;
-      contribute_columns(x, weight, positive, negative, contribution, rows, inputs, outputs, begin,
+      contribute_columns(x, w, positive, negative, contribution, rows, inputs, outputs, begin,
                          std::min(kInputs, inputs - begin));
     }
   });
 }
 
-#define RAPKERNELS_INSTANTIATE(T)                                                                 \
-  template void linear_split(const T*, const T*, T*, T*, int64_t, int64_t, int64_t);              \
-  template void linear_contribution(const T*, const T*, const T*, const T*, T*, int64_t, int64_t, \
-                                    int64_t);
+#define RAPKERNELS_INSTANTIATE(T)                                                               \
+  template void linear_split(const T*, const void*, Storage, T*, T*, int64_t, int64_t, int64_t, \
+                             bool);                                                             \
+  template void linear_contribution(const T*, const void*, Storage, const T*, const T*, T*,     \
+                                    int64_t, int64_t, int64_t, bool);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 #undef RAPKERNELS_INSTANTIATE

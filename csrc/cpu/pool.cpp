@@ -1,10 +1,33 @@
 // Max and average pooling in one to three dimensions, fixed or adaptive windows, both layouts.
 // A task owns its inputs, so overlapping windows add up in a fixed order without atomics.
+#include <array>
+
 #include "../rules.h"
 #include "simd.h"
 
 namespace rapkernels::cpu {
 namespace {
+
+// The windows of one dimension, worked out once per call.
+struct Table {
+  std::vector<int64_t> begin;
+  std::vector<int64_t> end;
+  int64_t step;
+  int64_t inputs;
+  int64_t outputs;
+
+  explicit Table(const Windows& windows)
+      : step(windows.is_adaptive() ? 1 : windows.step),
+        inputs(windows.inputs),
+        outputs(windows.outputs) {
+    for (int64_t o = 0; o < outputs; ++o) {
+      begin.push_back(windows.begin(o));
+      end.push_back(windows.end(o));
+    }
+  }
+};
+
+using Tables = std::array<Table, 3>;
 
 // Channels of a channels-last task: contiguous, so that the loops over them vectorise.
 constexpr int64_t kChannels = 64;
@@ -22,9 +45,8 @@ struct Plane {
 
 // Calls body(position) for every input position of the window of output (o0, o1, o2), row-major.
 template <typename Body>
-RAPKERNELS_INLINE void visit(const PoolShape& shape, int64_t o0, int64_t o1, int64_t o2,
+RAPKERNELS_INLINE void visit(const Tables& w, int64_t o0, int64_t o1, int64_t o2,
                              const Body& body) {
-  const Windows* w = shape.windows;
   for (int64_t i = w[0].begin[o0]; i < w[0].end[o0]; i += w[0].step) {
     for (int64_t j = w[1].begin[o1]; j < w[1].end[o1]; j += w[1].step) {
       for (int64_t k = w[2].begin[o2]; k < w[2].end[o2]; k += w[2].step) {
@@ -35,12 +57,12 @@ RAPKERNELS_INLINE void visit(const PoolShape& shape, int64_t o0, int64_t o1, int
 }
 
 template <typename T>
-RAPKERNELS_INLINE void max_window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
-                                  int64_t o1, int64_t o2, const T* relevance, double* lost) {
+RAPKERNELS_INLINE void max_window(const Plane<T>& plane, const Tables& w, int64_t o0, int64_t o1,
+                                  int64_t o2, const T* relevance, double* lost) {
   T best[kChannels];
   int64_t winner[kChannels];
   bool first = true;
-  visit(shape, o0, o1, o2, [&](int64_t position) {
+  visit(w, o0, o1, o2, [&](int64_t position) {
     const T* x = plane.x + position * plane.stride;
     if (first) {
       for (int64_t c = 0; c < plane.channels; ++c) {
@@ -68,11 +90,11 @@ RAPKERNELS_INLINE void max_window(const Plane<T>& plane, const PoolShape& shape,
 }
 
 template <typename T, typename S>
-RAPKERNELS_INLINE void avg_window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
-                                  int64_t o1, int64_t o2, const T* relevance, double* lost) {
+RAPKERNELS_INLINE void avg_window(const Plane<T>& plane, const Tables& w, int64_t o0, int64_t o1,
+                                  int64_t o2, const T* relevance, double* lost) {
   T whole[kChannels] = {};
   T factor[kChannels];
-  visit(shape, o0, o1, o2, [&](int64_t position) {
+  visit(w, o0, o1, o2, [&](int64_t position) {
     const T* x = plane.x + position * plane.stride;
     for (int64_t c = 0; c < plane.channels; ++c) whole[c] += S::weight(x[c]);
   });
@@ -82,7 +104,7 @@ RAPKERNELS_INLINE void avg_window(const Plane<T>& plane, const PoolShape& shape,
     factor[c] = reached ? finite_or_zero(r / whole[c]) : T(0);
     *lost += reached ? 0.0 : static_cast<double>(r);
   }
-  visit(shape, o0, o1, o2, [&](int64_t position) {
+  visit(w, o0, o1, o2, [&](int64_t position) {
     const T* x = plane.x + position * plane.stride;
     T* out = plane.out + position * plane.stride;
     for (int64_t c = 0; c < plane.channels; ++c) {
@@ -93,24 +115,23 @@ RAPKERNELS_INLINE void avg_window(const Plane<T>& plane, const PoolShape& shape,
 
 struct Max {
   template <typename T>
-  static RAPKERNELS_INLINE void window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
+  static RAPKERNELS_INLINE void window(const Plane<T>& plane, const Tables& w, int64_t o0,
                                        int64_t o1, int64_t o2, const T* relevance, double* lost) {
-    max_window(plane, shape, o0, o1, o2, relevance, lost);
+    max_window(plane, w, o0, o1, o2, relevance, lost);
   }
 };
 
 template <typename S>
 struct Average {
   template <typename T>
-  static RAPKERNELS_INLINE void window(const Plane<T>& plane, const PoolShape& shape, int64_t o0,
+  static RAPKERNELS_INLINE void window(const Plane<T>& plane, const Tables& w, int64_t o0,
                                        int64_t o1, int64_t o2, const T* relevance, double* lost) {
-    avg_window<T, S>(plane, shape, o0, o1, o2, relevance, lost);
+    avg_window<T, S>(plane, w, o0, o1, o2, relevance, lost);
   }
 };
 
 template <typename T, typename Kind>
-RAPKERNELS_CLONES double plane_run(const Plane<T>& plane, const PoolShape& shape) {
-  const Windows* w = shape.windows;
+RAPKERNELS_CLONES double plane_run(const Plane<T>& plane, const Tables& w) {
   const int64_t inputs = w[0].inputs * w[1].inputs * w[2].inputs;
   for (int64_t i = 0; i < inputs; ++i) {
     for (int64_t c = 0; c < plane.channels; ++c) plane.out[i * plane.stride + c] = T(0);
@@ -120,7 +141,7 @@ RAPKERNELS_CLONES double plane_run(const Plane<T>& plane, const PoolShape& shape
   for (int64_t o0 = 0; o0 < w[0].outputs; ++o0) {
     for (int64_t o1 = 0; o1 < w[1].outputs; ++o1) {
       for (int64_t o2 = 0; o2 < w[2].outputs; ++o2, relevance += plane.stride) {
-        Kind::window(plane, shape, o0, o1, o2, relevance, &lost);
+        Kind::window(plane, w, o0, o1, o2, relevance, &lost);
       }
     }
   }
@@ -130,7 +151,7 @@ RAPKERNELS_CLONES double plane_run(const Plane<T>& plane, const PoolShape& shape
 template <typename T, typename Kind>
 void pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
           const PoolShape& shape) {
-  const Windows* w = shape.windows;
+  const Tables w{Table(shape.windows[0]), Table(shape.windows[1]), Table(shape.windows[2])};
   const int64_t inputs = w[0].inputs * w[1].inputs * w[2].inputs;
   const int64_t outputs = w[0].outputs * w[1].outputs * w[2].outputs;
   const int64_t width = shape.channels_last ? kChannels : 1;
@@ -150,7 +171,7 @@ void pool(const T* x, const T* relevance, const double* psi, T* out, double* abs
                            static_cast<T>(psi_of(psi, n)),
                            std::min(width, shape.channels - channel),
                            stride};
-      partial[t] = plane_run<T, Kind>(plane, shape);
+      partial[t] = plane_run<T, Kind>(plane, w);
     }
   });
   reduce(partial, absorbed, shape.samples);

@@ -50,12 +50,16 @@ void measure(const T* values, Statistics* statistics, int64_t samples, int64_t s
 }
 
 // stored = values * factor in the storage type; the statistics are of what was stored, so that the
-// shift and its mask agree with what the next kernel reads.
-template <typename T, typename Storage>
-void store(const T* values, const double* factor, Storage* stored, Statistics* statistics,
-           int64_t samples, int64_t size) {
+// shift and its mask agree with what the next kernel reads. In place nothing changes by a factor 1.
+template <typename T, typename Stored>
+void store_as(const T* values, const double* factor, Stored* stored, Statistics* statistics,
+              int64_t samples, int64_t size) {
+  const auto unchanged = [&](int64_t n) {
+    return static_cast<const void*>(stored) == values && factor[n] == 1.0;
+  };
   std::vector<Statistics> partial(samples * tasks_of(size));
   for_each_task(samples, size, [&](int64_t n, int64_t task, int64_t begin, int64_t end) {
+    if (unchanged(n)) return;
     T buffer[kRun];
     Measure<T> all;
     for (int64_t i = begin; i < end; i += kRun) {
@@ -63,14 +67,34 @@ void store(const T* values, const double* factor, Storage* stored, Statistics* s
       const int64_t length = std::min(kRun, end - i);
       scale_run(values + at, factor[n], buffer, length);
       for (int64_t k = 0; k < length; ++k) {
-        stored[at + k] = static_cast<Storage>(buffer[k]);
+        stored[at + k] = static_cast<Stored>(buffer[k]);
         buffer[k] = static_cast<T>(stored[at + k]);
       }
       measure_run(buffer, length, &all);
     }
     partial[n * tasks_of(size) + task] = all.value();
   });
-  reduce(partial, statistics, samples);
+  std::vector<Statistics> measured(samples);
+  reduce(partial, measured.data(), samples);
+  for (int64_t n = 0; n < samples; ++n) {
+    if (!unchanged(n)) statistics[n] = measured[n];
+  }
+}
+
+template <typename T>
+void store(const T* values, const double* factor, void* stored, Storage storage,
+           Statistics* statistics, int64_t samples, int64_t size) {
+  const auto as = [&](auto* typed) { store_as(values, factor, typed, statistics, samples, size); };
+  switch (storage) {
+    case Storage::kFloat64:
+      return as(static_cast<double*>(stored));
+    case Storage::kFloat32:
+      return as(static_cast<float*>(stored));
+    case Storage::kBFloat16:
+      return as(static_cast<c10::BFloat16*>(stored));
+    case Storage::kFloat16:
+      return as(static_cast<c10::Half*>(stored));
+  }
 }
 
 template <typename T>
@@ -98,11 +122,9 @@ void merge(const T* a, const double* psi_a, const double* factor_a, const T* b, 
   template void apply_shift(const T*, const double*, const double*, T*, double, int64_t, int64_t); \
   template void merge(const T*, const double*, const double*, const T*, const double*,             \
                       const double*, T*, int64_t, int64_t);                                        \
-  template void store(const T*, const double*, T*, Statistics*, int64_t, int64_t);
+  template void store(const T*, const double*, void*, Storage, Statistics*, int64_t, int64_t);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 #undef RAPKERNELS_INSTANTIATE
-template void store(const float*, const double*, c10::Half*, Statistics*, int64_t, int64_t);
-template void store(const float*, const double*, c10::BFloat16*, Statistics*, int64_t, int64_t);
 
 }  // namespace rapkernels::cpu

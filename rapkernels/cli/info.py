@@ -25,7 +25,7 @@ _PACKAGES = (
 def info() -> None:
     """Show versions, how the native kernels were built, devices and threads."""
     _table("versions", _versions())
-    _table("build", {name: str(value) for name, value in rapkernels.build_info().items()})
+    _table("build", {name: _text(value) for name, value in rapkernels.build_info().items()})
     _table("run time", _run_time())
 
 
@@ -56,6 +56,12 @@ def _cuda_devices() -> list[str]:
     if not torch.cuda.is_available():
         return []
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def _table(title: str, rows: dict[str, str]) -> None:

@@ -66,6 +66,7 @@ def relprop_linear(
     psi: Tensor | None = None,
     scale: Tensor | None = None,
     rule: str = "rap",
+    nonnegative: bool = False,  # noqa: ARG001
 ) -> Relprop:
     """Propagate relevance through ``x weight^T`` by RAP (Eqs. 7-9 of the RAP paper).
 
@@ -90,6 +91,7 @@ def relprop_linear(
         psi: ``(N,)`` float64, its pending shift, or None for 0.
         scale: ``(N,)`` float64, its pending scale, or None for 1.
         rule: "rap" or "rap_conv".
+        nonnegative: the caller's promise that no entry of ``x`` is negative, which saves work.
 
     Returns:
         ``(values, psi, scale, absorbed)``: values shaped like ``x``, the rest ``(N,)`` float64.

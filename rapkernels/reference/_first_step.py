@@ -61,7 +61,8 @@ def relprop_first_linear(
         ``psi`` is 0; ``absorbed`` is the score of a sample without any message, else 0.
 
     Raises:
-        RuntimeError: a shape, dtype or rule does not fit, or a target is out of range.
+        RuntimeError: a shape, dtype or rule does not fit, or a target is out of range (checked on
+            the CPU alone: elsewhere the host would have to wait for the device).
     """
     op = "relprop_first_linear"
     check_storage(op, "x", x)
@@ -78,6 +79,7 @@ def relprop_first_linear(
         check_shape(op, "bias", bias, [weight.shape[0]])
     check_dtype(op, "target", target, torch.int64)
     check_shape(op, "target", target, [x.shape[0]])
+    require(target.device == x.device, f"{op}: target must be on {x.device}, got {target.device}")
     check_like(op, "score", score, "x", x)
     check_shape(op, "score", score, [x.shape[0]])
     check_choice(op, rule, FIRST_RULES)

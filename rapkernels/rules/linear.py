@@ -66,14 +66,15 @@ class Linear(Rule):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         x, weight, _ = ctx.saved
+        signed = self.site.variant.split_signed and not self.nonnegative
 
         def propagate(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             result: tuple[Tensor, Tensor, Tensor, Tensor] = ctx.ops.relprop_linear(
-                x, weight, *relevance, self.name
+                x, weight, *relevance, self.name, signed or self.nonnegative
             )
             return result
 
-        if self.site.variant.split_signed and not self.nonnegative:
+        if signed:
             return ctx.settle(*relprop_signed_author(propagate, x, ctx.ops.merge))
         return ctx.settle(*propagate(x))
 

@@ -21,7 +21,15 @@ from rapkernels.rules.pool import (
     MaxPool,
     Reduction,
 )
-from rapkernels.rules.structure import Concatenation, Pad, Part, Permute, Reshape, Structure
+from rapkernels.rules.structure import (
+    BorderPad,
+    Concatenation,
+    Pad,
+    Part,
+    Permute,
+    Reshape,
+    Structure,
+)
 
 Choice = type[Rule] | Callable[[Graph, Node], type[Rule]]
 
@@ -62,8 +70,8 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(_aten("cat concat"), Concatenation),
     **dict.fromkeys(_aten("pad constant_pad_nd"), Pad),
     **dict.fromkeys(_aten("expand expand_as repeat tile stack flip roll movedim.int"), Structure),
-    **dict.fromkeys(_aten("reflection_pad1d reflection_pad2d reflection_pad3d"), Structure),
-    **dict.fromkeys(_aten("replication_pad1d replication_pad2d replication_pad3d"), Structure),
+    **dict.fromkeys(_aten("reflection_pad1d reflection_pad2d reflection_pad3d"), BorderPad),
+    **dict.fromkeys(_aten("replication_pad1d replication_pad2d replication_pad3d"), BorderPad),
     **dict.fromkeys(_aten("pixel_shuffle pixel_unshuffle channel_shuffle"), Structure),
 }
 NAMED: dict[str, type[Rule]] = {"identity": Identity, "structure": Structure}

@@ -200,11 +200,51 @@ class Pad(Structure):
     @override
     def at(cls, site: Site) -> Rule:
         """A zero pad that its convolution has taken in does nothing more."""
+        if site.node.arguments.get("mode", "constant") in ("reflect", "replicate"):
+            return BorderPad(site)
         return FoldedPad(site) if site.node.name in site.fusion.absorbed else cls(site)
 
     @override
     def keeps_samples(self, shape: torch.Size) -> bool:
         return self.loses and not self._touches_batch
+
+
+class BorderPad(Structure):
+    """A pad with copies of entries: each gets back what its copies receive, in a fixed order.
+
+    torch's own derivative adds in any order on a GPU, so that bits would differ between calls.
+    """
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        amounts = list(pad_amounts(site.node))
+        # (low, high) per dimension, the last dimension first.
+        self._pairs = list(zip(amounts[::2], amounts[1::2], strict=True))
+        named = site.node.operation.partition(".")[2]
+        mode = site.node.arguments.get("mode") or named.partition("_")[0]
+        self._reflects = mode in ("reflect", "reflection")
+
+    @override
+    def _transpose(
+        self, values: dict[str, Any], names: list[str], moved: Tensor
+    ) -> Sequence[Tensor]:
+        if any(low < 0 or high < 0 for low, high in self._pairs):
+            return super()._transpose(values, names, moved)
+        for dim, (low, high) in enumerate(self._pairs, start=1):
+            moved = self._fold(moved, -dim, low, high)
+        return [moved]
+
+    def _fold(self, moved: Tensor, dim: int, low: int, high: int) -> Tensor:
+        size = moved.shape[dim] - low - high
+        first, inner, last = moved.split_with_sizes([low, size, high], dim)
+        inner = inner.clone()
+        if self._reflects:
+            inner.narrow(dim, 1, low).add_(first.flip(dim))
+            inner.narrow(dim, size - 1 - high, high).add_(last.flip(dim))
+        else:
+            inner.narrow(dim, 0, 1).add_(first.sum(dim, keepdim=True))
+            inner.narrow(dim, size - 1, 1).add_(last.sum(dim, keepdim=True))
+        return inner
 
 
 class FoldedPad(Structure):

@@ -26,6 +26,11 @@ std::vector<T> random(int64_t size, unsigned seed, bool nonnegative = false) {
 }
 
 template <typename T>
+Storage storage_of() {
+  return sizeof(T) == 8 ? Storage::kFloat64 : Storage::kFloat32;
+}
+
+template <typename T>
 double tolerance() {
   return 64 * static_cast<double>(Guard<T>::epsilon);
 }
@@ -100,9 +105,11 @@ void linear_equals_messages() {
         const auto s_plus = random<T>(rows * outputs, 8);
         const auto s_minus = random<T>(rows * outputs, 9);
         std::vector<T> plus(rows * outputs), minus(rows * outputs), c(rows * inputs);
-        cpu::linear_split<T>(x.data(), w.data(), plus.data(), minus.data(), rows, inputs, outputs);
-        cpu::linear_contribution<T>(x.data(), w.data(), s_plus.data(), s_minus.data(), c.data(),
-                                    rows, inputs, outputs);
+        const Storage storage = storage_of<T>();
+        cpu::linear_split<T>(x.data(), w.data(), storage, plus.data(), minus.data(), rows, inputs,
+                             outputs, /*nonnegative=*/false);
+        cpu::linear_contribution<T>(x.data(), w.data(), storage, s_plus.data(), s_minus.data(),
+                                    c.data(), rows, inputs, outputs, /*nonnegative=*/false);
         for (int64_t n = 0; n < rows; ++n) {
           std::vector<double> wanted(inputs), scale(inputs);
           for (int64_t j = 0; j < outputs; ++j) {
@@ -130,7 +137,9 @@ void linear_equals_messages() {
 template <typename T>
 void pools_agree() {
   const int64_t samples = 2, channels = 70, height = 9, width = 7, side = 4, across = 3;
-  const std::vector<int64_t> begin{0, 1, 3, 5}, end{3, 4, 6, 8}, one_begin{0}, one_end{1};
+  // Kernel 3, and steps of 2 from the padding on: inputs 0 to 1, 1 to 3, 3 to 5, 5 to 7.
+  const Windows one{1, 1, 1, 1, 0, 1}, down{height, side, 3, 2, 1, 1},
+      over{width, across, 3, 2, 0, 1};
   const auto x = random<T>(samples * channels * height * width, 10);
   const auto r = random<T>(samples * channels * side * across, 11);
   const auto last = [&](const std::vector<T>& t, int64_t positions) {
@@ -142,12 +151,7 @@ void pools_agree() {
     return out;
   };
   const auto shape = [&](bool channels_last) {
-    return PoolShape{samples,
-                     channels,
-                     channels_last,
-                     {{one_begin.data(), one_end.data(), 1, 1, 1},
-                      {begin.data(), end.data(), 1, height, side},
-                      {begin.data(), end.data(), 1, width, across}}};
+    return PoolShape{samples, channels, channels_last, {one, down, over}};
   };
   const auto x_last = last(x, height * width);
   const auto r_last = last(r, side * across);
@@ -186,7 +190,7 @@ void store_and_shift() {
     std::vector<T> stored(size), relevance(size);
     const double factor = 0x1p-7, scale = 0x1p7, total = 3.0;
     Statistics statistics;
-    cpu::store<T, T>(values.data(), &factor, stored.data(), &statistics, 1, size);
+    cpu::store<T>(values.data(), &factor, stored.data(), storage_of<T>(), &statistics, 1, size);
     if (statistics.count == 0) continue;
     const double psi = (statistics.sum - total * factor) / statistics.count;
     cpu::apply_shift<T>(stored.data(), &psi, &scale, relevance.data(), Guard<T>::largest, 1, size);

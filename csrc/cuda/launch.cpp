@@ -1,0 +1,24 @@
+#include "launch.h"
+
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAStream.h>
+
+namespace rapkernels::cuda {
+
+cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+void check(cudaError_t status, const char* what) {
+  TORCH_CHECK(status == cudaSuccess, what,
+              ": the CUDA launch failed: ", cudaGetErrorString(status));
+}
+
+Workspace::Workspace(int64_t bytes)
+    : memory_(bytes > 0 ? c10::cuda::CUDACachingAllocator::raw_alloc(static_cast<size_t>(bytes))
+                        : nullptr) {}
+
+Workspace::~Workspace() {
+  if (memory_ != nullptr) c10::cuda::CUDACachingAllocator::raw_delete(memory_);
+}
+
+}  // namespace rapkernels::cuda

@@ -1,0 +1,46 @@
+// What the CUDA kernels need of the host: a stream, checked launches, scratch memory. Nothing here
+// names torch, so that a .cu file compiles in seconds; launch.cpp asks torch.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace rapkernels::cuda {
+
+// torch's current stream on the current device.
+cudaStream_t current_stream();
+
+// Raises with the kernel's place unless the launch was accepted.
+void check(cudaError_t status, const char* what);
+
+// Scratch memory from torch's allocator, safe to give back while the stream still uses it.
+class Workspace {
+ public:
+  explicit Workspace(int64_t bytes);
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(memory_);
+  }
+
+ private:
+  void* memory_;
+};
+
+// Runs a kernel on the current stream; a grid of no blocks is no launch.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
+            Arguments... arguments) {
+  if (blocks == 0) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.stream = current_stream();
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+}  // namespace rapkernels::cuda
