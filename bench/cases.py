@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,17 @@ class Case:
         """The same values in float64."""
         return Case(self.shape, tuple(map(_double, self.arguments)), self.operations)
 
+    def samples(self, chosen: slice) -> Case:
+        """The same op on some of the samples only, which do not depend on each other."""
+        parts = [
+            item[chosen] if isinstance(item, Tensor) and not self._is_weight(index) else item
+            for index, item in enumerate(self.arguments)
+        ]
+        return Case(self.shape, tuple(parts), self.operations)
+
+    def _is_weight(self, index: int) -> bool:
+        return index == 1 and bool(self.shape.weight)
+
     def least_bytes(self, results: Sequence[Tensor]) -> int:
         """Bytes that have to move: every tensor argument and every result, once.
 
@@ -40,11 +52,37 @@ class Case:
         return sum(item.numel() * item.element_size() for item in [*tensors, *results])
 
 
-def build(shape: LayerShape) -> Case:
-    """Random float32 arguments from a fixed seed: x after a ReLU, relevance of both signs."""
+def build(
+    shape: LayerShape,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+    channels_last: bool = False,
+) -> Case:
+    """Random arguments from a fixed seed: x after a ReLU, relevance of both signs.
+
+    Args:
+        shape: the layer.
+        device: where the tensors are drawn; None is torch's default.
+        dtype: of all tensors but the pending shift and scale.
+        channels_last: the memory format of images and of their weights.
+    """
     torch.manual_seed(SEED)
-    arguments, units = BUILDERS[shape.op](shape)
+    with _defaults(device, dtype):
+        arguments, units = BUILDERS[shape.op](shape)
+    if channels_last:
+        arguments = tuple(map(_channels_last, arguments))
     return Case(shape, arguments, units * shape.operations())
+
+
+@contextlib.contextmanager
+def _defaults(device: str | torch.device | None, dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with contextlib.nullcontext() if device is None else torch.device(device):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def comparable(op: str, result: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -74,7 +112,8 @@ def max_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
         float((a - b).abs().amax() / b.abs().amax().clamp_min(torch.finfo(torch.float64).tiny))
         for a, b in zip(found, expected, strict=True)
     ]
-    return max(errors)
+    # Unlike max(), a tensor's amax is NaN wherever one of them is.
+    return float(torch.tensor(errors, dtype=torch.float64).amax())
 
 
 def _beside(absorbed: Tensor, relevance: Tensor) -> Tensor:
@@ -83,6 +122,12 @@ def _beside(absorbed: Tensor, relevance: Tensor) -> Tensor:
 
 def _double(item: Any) -> Any:
     return item.double() if isinstance(item, Tensor) and item.is_floating_point() else item
+
+
+def _channels_last(item: Any) -> Any:
+    if not isinstance(item, Tensor) or item.dim() != 4:
+        return item
+    return item.contiguous(memory_format=torch.channels_last)
 
 
 def _after_relu(shape: Sequence[int]) -> Tensor:

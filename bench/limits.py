@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -39,3 +40,37 @@ COST_LIMITS = {"vgg16": CostLimit(4, 5.0, 1.2), "resnet50": CostLimit(4, 7.0, 1.
 STEADY = 0.1
 # An op on its own in float32, relative to the largest entry of the float64 reference.
 OP_MAX_ERROR = 1e-5
+
+
+@dataclass(frozen=True)
+class GpuLimits:
+    """What a GPU run must show.
+
+    float64_error, float32_error: an op against the reference, of the largest entry.
+    cosine: a whole network in float32 (TF32 off) against float64.
+    elementwise_share: of the copy bandwidth, the fused element-wise kernels.
+    linear_share: likewise, fc6 of VGG-16 at small batch, counting two reads of its weight.
+    forwards: cost of an attribution in forward passes of the same network and precision.
+    times_zennit, times_reference: how many times faster than those.
+    """
+
+    float64_error: float = 1e-9
+    float32_error: float = 1e-4
+    cosine: float = 0.99999
+    elementwise_share: float = 0.85
+    linear_share: float = 0.80
+    forwards: float = 6.0
+    times_zennit: float = 3.0
+    times_reference: float = 4.0
+    repeats: int = 20
+    batch: int = 64
+
+
+GPU_LIMITS = GpuLimits()
+# The worst that is still timed, by precision. TF32 and bfloat16 round the inputs of max pools, so
+# that many windows choose another entry: there the bounds only tell right results from wrong ones.
+GPU_TOLERANCES = {
+    "float32": Tolerance(cosine=0.999, max_error=0.05, total_error=0.01),
+    "tf32": Tolerance(cosine=0.9, max_error=math.inf, total_error=0.1),
+    "bfloat16": Tolerance(cosine=0.5, max_error=math.inf, total_error=0.2),
+}

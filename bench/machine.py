@@ -22,14 +22,28 @@ PACKAGES = ("rapkernels", "torch", "torchvision", "numpy", "zennit", "captum", "
 
 def provenance(command: str) -> Provenance:
     """Everything a reader needs to judge and repeat a run started with `command`."""
+    commit, dirty = commit_and_changes()
     return Provenance(
         command=command,
         date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        commit=_git("rev-parse", "HEAD"),
-        dirty=_dirty(),
+        commit=commit,
+        dirty=dirty,
         machine=machine(),
         versions=versions(),
     )
+
+
+def commit_and_changes() -> tuple[str | None, bool | None]:
+    """The commit and whether files differ from it; None where that is not known.
+
+    In a copy of the tree without its history, RAPKERNELS_COMMIT tells both, as
+    ``git describe --always --dirty --abbrev=40 --exclude='*'`` prints it.
+    """
+    told = os.environ.get("RAPKERNELS_COMMIT", "").strip()
+    if told:
+        return told.removesuffix("-dirty"), True if told.endswith("-dirty") else None
+    status = _git("status", "--porcelain", "--untracked-files=no")
+    return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
 def command_line(module: str, arguments: Sequence[str]) -> str:
@@ -81,11 +95,6 @@ def _cpuinfo() -> list[dict[str, str]]:
     blocks = [block for block in text.strip().split("\n\n") if block]
     pairs = [[line.split(":", 1) for line in b.splitlines() if ":" in line] for b in blocks]
     return [{key.strip(): value.strip() for key, value in block} for block in pairs]
-
-
-def _dirty() -> bool | None:
-    status = _git("status", "--porcelain", "--untracked-files=no")
-    return None if status is None else bool(status)
 
 
 def _git(*arguments: str) -> str | None:

@@ -21,13 +21,18 @@ class Network:
     build: Callable[[], nn.Module]
 
 
-def load(name: str, batch: int) -> tuple[nn.Module, Tensor]:
-    """The network `name` and its input of shape (batch, 3, size, size), both from one seed."""
+def load(name: str, batch: int, device: str | torch.device = "cpu") -> tuple[nn.Module, Tensor]:
+    """The network `name` and its input of shape (batch, 3, size, size), both from one seed.
+
+    They are drawn on the CPU, so that they are the same on every device.
+    """
     network = NETWORKS[name]
     torch.manual_seed(SEED)
-    model = network.build().eval()
-    generator = torch.Generator().manual_seed(SEED + 1)
-    return model, torch.randn(batch, 3, network.size, network.size, generator=generator)
+    with torch.device("cpu"):
+        model = network.build().eval()
+        generator = torch.Generator().manual_seed(SEED + 1)
+        x = torch.randn(batch, 3, network.size, network.size, generator=generator)
+    return model.to(device), x.to(device)
 
 
 def _vgg16() -> nn.Module:

@@ -1,7 +1,10 @@
-"""Result files to the table in README, which is never typed by hand.
+"""Result files to the tables in README, which are never typed by hand.
 
-python -m bench.report bench/results/models.json bench/results/ops.json
-python -m bench.report --check bench/results/models.json bench/results/ops.json
+python -m bench.report            # from the files in bench/results
+python -m bench.report --check
+python -m bench.report --print bench/results/models.json
+
+The GPU's table is made from bench/results/gpu.json; where there is none, README says so.
 """
 
 from __future__ import annotations
@@ -10,47 +13,69 @@ from pathlib import Path
 
 import click
 
+from bench.gpu.results import read as read_gpu
+from bench.gpu.table import NOT_MEASURED, render_gpu
 from bench.machine import ROOT
 from bench.render import render
 from bench.schema import SchemaError, read
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
+GPU_BEGIN = "<!-- bench-gpu:begin -->"
+GPU_END = "<!-- bench-gpu:end -->"
+RESULTS = ROOT / "bench" / "results"
+FILES = (RESULTS / "models.json", RESULTS / "ops.json")
 
 
-def insert(text: str, table: str) -> str:
+def insert(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
     """Put `table` between the two markers of `text`; raises ValueError unless each occurs once."""
-    for marker in (BEGIN, END):
+    for marker in (begin, end):
         if text.count(marker) != 1:
             raise ValueError(f"the text must hold {marker} exactly once, got {text.count(marker)}")
-    head, rest = text.split(BEGIN)
-    if END not in rest:
-        raise ValueError(f"{BEGIN} must come before {END}")
-    tail = rest.split(END)[1]
-    return f"{head}{BEGIN}\n{table}\n{END}{tail}"
+    head, rest = text.split(begin)
+    if end not in rest:
+        raise ValueError(f"{begin} must come before {end}")
+    tail = rest.split(end)[1]
+    return f"{head}{begin}\n{table}\n{end}{tail}"
+
+
+def gpu_table(path: Path) -> str:
+    """The table of a GPU run, or the words that stand in for it.
+
+    Raises SchemaError, or ValueError for a run that only tried the script on a CPU.
+    """
+    if not path.exists():
+        return NOT_MEASURED
+    document = read_gpu(path)
+    if document.dry:
+        raise ValueError(f"{path.name} is of a trial on the CPU; it does not belong in README")
+    return render_gpu(document)
 
 
 @click.command(help="Write the tables of the result FILES between README's bench markers.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--gpu", type=click.Path(path_type=Path), default=RESULTS / "gpu.json")
 @click.option("--readme", type=click.Path(path_type=Path), default=ROOT / "README.md")
-@click.option("--check", is_flag=True, help="Write nothing; fail where the table is not current.")
+@click.option("--check", is_flag=True, help="Write nothing; fail where the tables are not current.")
 @click.option("--print", "only_print", is_flag=True, help="Print the tables, write nothing.")
-def main(files: tuple[Path, ...], readme: Path, check: bool, only_print: bool) -> None:
+def main(files: tuple[Path, ...], gpu: Path, readme: Path, check: bool, only_print: bool) -> None:
     """Write, check or print the tables; the text for users is the command's help."""
     try:
-        table = render([read(path) for path in files])
+        table = render([read(path) for path in files or FILES])
         if only_print:
-            click.echo(table)
+            click.echo(f"{table}\n\n{gpu_table(gpu)}")
             return
         old = readme.read_text(encoding="utf-8")
         new = insert(old, table)
+        if GPU_BEGIN in new or GPU_END in new:
+            new = insert(new, gpu_table(gpu), GPU_BEGIN, GPU_END)
     except (OSError, SchemaError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     if not check:
         readme.write_text(new, encoding="utf-8")
     elif new != old:
         raise click.ClickException(
-            f"the table in {readme.name} is not made from these files; run python -m bench.report"
+            f"a table in {readme.name} is not made from these files; run python -m bench.report"
         )
 
 

@@ -162,14 +162,19 @@ def write(document: ResultsFile, path: Path) -> None:
 
 def read(path: Path) -> ResultsFile:
     """Read a result file. Raises SchemaError with the field, what was needed and what came."""
+    return cast(ResultsFile, load(path, {"models": ModelsFile, "ops": OpsFile}))
+
+
+def load(path: Path, classes: dict[str, type[Any]]) -> Any:
+    """Read a result file of one of these kinds; raises SchemaError as :func:`read` does."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise SchemaError(f"{path.name}: not a JSON file ({error})") from error
     kind = data.get("kind") if isinstance(data, dict) else None
-    classes: dict[Any, type[ResultsFile]] = {"models": ModelsFile, "ops": OpsFile}
     if kind not in classes:
-        raise SchemaError(f"{path.name}: kind must be 'models' or 'ops', got {kind!r}")
+        known = " or ".join(map(repr, classes))
+        raise SchemaError(f"{path.name}: kind must be {known}, got {kind!r}")
     document = decode(classes[kind], data, path.name)
     if document.version != VERSION:
         raise SchemaError(

@@ -1,0 +1,1 @@
+"""One run on a machine with a GPU: build, check, measure, test. ``bench/gpu.sh`` starts it."""

@@ -1,0 +1,40 @@
+"""What one call does beside its arithmetic: kernel launches, and waits of the host."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+Call = Callable[[], object]
+
+
+def host_syncs(call: Call) -> int:
+    """How often a call waits for the device, as torch's sync debug mode sees it."""
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(item.message) for item in caught)
+
+
+def kernel_launches(call: Call) -> int | None:
+    """Kernels that a call runs on the device; None where the profiler sees none."""
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    events = profiler.events() or ()
+    names = [event.name for event in events if str(event.device_type).endswith("CUDA")]
+    return count_kernels(names) or None
+
+
+def count_kernels(names: Sequence[str]) -> int:
+    """How many of the profiler's device events are kernels."""
+    return sum(not name.startswith(("Memcpy", "Memset")) for name in names)
