@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, overload
+from functools import partial
+from typing import Any, Literal, NamedTuple, NoReturn, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,13 @@ from typing_extensions import override
 from rapkernels import checks
 from rapkernels.backends import Backend, check_backend, resolve_backend
 from rapkernels.cache import cache_of
-from rapkernels.errors import ArgumentError, NonFiniteOutputError, NonPositiveTargetWarning
+from rapkernels.errors import (
+    ArgumentError,
+    ExportError,
+    NonFiniteOutputError,
+    NonPositiveTargetWarning,
+)
+from rapkernels.findings import Findings, warn
 from rapkernels.plan import Plan, make_plan
 from rapkernels.program import Program
 from rapkernels.report import Recorder, Report
@@ -29,11 +35,24 @@ METHODS = ("rap",)
 Maps = Tensor | tuple[Any, ...]
 
 
+class Explained(NamedTuple):
+    """What one run of a program gives: maps of the input and of nodes, and what was explained."""
+
+    relevance: Tensor
+    exposed: dict[str, Tensor]
+    target: Tensor
+    score: Tensor
+
+
 class RAP:
     """Relative Attributing Propagation (Nam et al., AAAI 2020) of any module.
 
     The module is exported once per input shape, never modified, and its parameters are read anew at
     each call. An explainer may be used by several threads at once.
+
+    On a GPU a call waits for the device once, at its end, to read whether the input was finite and
+    so on. It can be captured in a CUDA graph, without those checks, once a call with an input of
+    this shape has come before.
 
     Args:
         model: the module to explain, in eval mode. It takes one tensor and returns one.
@@ -124,7 +143,9 @@ class RAP:
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot be used; the message says why.
             TrainingModeError: BatchNorm or Dropout modules are in train mode.
-            ExportError: ``torch.export`` cannot export the model.
+            ExportError: ``torch.export`` cannot export the model, or not while a CUDA graph is
+                captured.
+            BackendError: the native backend is asked for and has no kernels for the device.
             UnsupportedOperationError: the model has operations without a rule.
             NonFiniteOutputError: the model's output is NaN or infinite.
 
@@ -144,75 +165,102 @@ class RAP:
         """
         checks.check_eval_mode(self.model)
         checks.check_input(self.model, x)
+        findings = Findings(x.device)
+        checks.check_finite(x, findings)
+        findings.settle()
         with _settings(x):
-            return make_plan(self._program(x), x.shape[0])
+            return make_plan(self._program(x, findings), x.shape[0])
 
-    def _program(self, x: Tensor) -> Program:
+    def _program(self, x: Tensor, findings: Findings) -> Program:
         # An empty batch cannot be exported with a fixed batch size.
         like = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
-        return cache_of(self.model).program(self.model, like, VARIANTS[self.variant])
+        cache = cache_of(self.model)
+        if findings.capturing and not cache.has_graph(self.model, like):
+            raise ExportError(
+                "model must have been exported before a CUDA graph is captured: call attribute "
+                f"once with an input of shape {list(x.shape)} before capturing"
+            )
+        return cache.program(self.model, like, VARIANTS[self.variant])
 
     def _attribute(
         self, x: Tensor, target: Target, layers: Sequence[str] | None, return_report: bool
     ) -> Maps:
         checks.check_eval_mode(self.model)
         checks.check_input(self.model, x)
+        findings = Findings(x.device)
+        if findings.capturing and return_report:
+            raise ArgumentError(
+                "return_report must be False while a CUDA graph is captured, got True: a report is "
+                "read on the host, so ask for it in a call outside of the capture"
+            )
+        checks.check_finite(x, findings)
         checks.check_layers_form(layers)
-        bounds = checks.expand_bounds(self.bounds, x)
+        bounds = checks.expand_bounds(self.bounds, x, findings)
         with _settings(x):
-            program = self._program(x)
+            program = self._program(x, findings)
             output_shape = _output_shape(program, x.shape[0])
-            chosen = resolve_target(target, output_shape)
+            chosen = resolve_target(target, output_shape, x.device, findings)
             nodes = _nodes_of_layers(program, layers or (), self.model)
-            report: Report | None
+            recorder = Recorder(x.shape[0]) if return_report else None
             if x.shape[0] == 0:
-                result, exposed, report = _empty(program, x, nodes)
+                explained = _empty(program, x, set(nodes.values()))
             else:
-                result, exposed, report = self._run(
-                    program, x, chosen, bounds, set(nodes.values()), return_report
+                walk = Walk(
+                    program,
+                    program.graph.values(self.model),
+                    resolve_backend(self.backend, x.device),
+                    recorder,
                 )
-        returned: list[Any] = [result]
-        if layers is not None:
-            returned.append({path: exposed[name] for path, name in nodes.items()})
-        if return_report:
-            returned.append(report)
+                explained = run(walk, x, chosen, bounds, set(nodes.values()), findings)
+            findings.settle()
+            returned: list[Any] = [explained.relevance]
+            if layers is not None:
+                returned.append({path: explained.exposed[name] for path, name in nodes.items()})
+            if recorder is not None:
+                returned.append(
+                    recorder.report(explained.target, explained.score, explained.relevance)
+                )
         return returned[0] if len(returned) == 1 else tuple(returned)
 
-    def _run(
-        self,
-        program: Program,
-        x: Tensor,
-        chosen: Tensor | None,
-        bounds: tuple[Tensor, Tensor] | None,
-        exposed: set[str],
-        return_report: bool,
-    ) -> tuple[Tensor, dict[str, Tensor], Report | None]:
-        samples = x.shape[0]
-        recorder = Recorder(samples) if return_report else None
-        ops = resolve_backend(self.backend)
-        walk = Walk(program, program.graph.values(self.model), ops, recorder)
-        output = walk.forward(_fast_layout(x), bounds)
-        scores = output.reshape(samples, -1)
-        _check_output(scores)
-        index = scores.argmax(1) if chosen is None else chosen.to(x.device)
-        score = scores.gather(1, index[:, None])[:, 0]
-        _warn_of_non_positive(score)
-        start = torch.zeros_like(scores).scatter_(1, index[:, None], score[:, None])
-        shape = output.shape
-        del output, scores
-        arrived, maps = walk.backward(start.reshape(shape), exposed)
-        result = _laid_out_like(x, torch.zeros_like(x) if arrived is None else arrived)
-        graph = program.graph
-        found = {
-            name: maps[name].contiguous()
-            if name in maps
-            else x.new_zeros(graph.sized(graph.shape_of(name), samples))
-            for name in exposed
-        }
-        if recorder is None:
-            return result, found, None
-        total = result.to(torch.float64).flatten(1).sum(1)
-        return result, found, Report(tuple(recorder.rows), index, score, total)
+
+def run(
+    walk: Walk,
+    x: Tensor,
+    chosen: Tensor | None,
+    bounds: tuple[Tensor, Tensor] | None,
+    exposed: set[str],
+    findings: Findings,
+) -> Explained:
+    """Run a program forward and back; reads nothing from a device.
+
+    Args:
+        walk: the program, ready to run.
+        x: ``(N, ...)``, the input, N at least 1.
+        chosen: ``(N,)`` int64, flat indices into the outputs; None for the largest.
+        bounds: lowest and highest values of ``x``, of its shape.
+        exposed: names of nodes whose relevance is wanted.
+        findings: takes the checks of the output.
+    """
+    graph, samples = walk.program.graph, x.shape[0]
+    output = walk.forward(_fast_layout(x), bounds)
+    scores = output.reshape(samples, -1)
+    finite = torch.isfinite(scores).all(1)
+    findings.check(finite, lambda: ~finite.all(), partial(_refuse_non_finite, finite))
+    index = scores.argmax(1) if chosen is None else chosen
+    score = scores.gather(1, index[:, None])[:, 0]
+    findings.check(score, lambda: (score <= 0).any(), partial(_warn_of_non_positive, score))
+    start = torch.zeros_like(scores).scatter_(1, index[:, None], score[:, None])
+    shape = output.shape
+    del output, scores
+    arrived, maps = walk.backward(start.reshape(shape), exposed)
+    relevance = _laid_out_like(x, torch.zeros_like(x) if arrived is None else arrived)
+    found = {
+        name: maps[name].contiguous()
+        if name in maps
+        else x.new_zeros(graph.sized(graph.shape_of(name), samples))
+        for name in exposed
+    }
+    return Explained(relevance, found, index, score)
 
 
 def attribute(
@@ -292,38 +340,29 @@ def _nodes_of_layers(program: Program, layers: Sequence[str], model: nn.Module) 
     return {layer: last[layer] for layer in layers}
 
 
-def _check_output(scores: Tensor) -> None:
-    finite = torch.isfinite(scores).all(1)
-    if not bool(finite.all()):
-        samples = _listed((~finite).nonzero()[:, 0].tolist())
-        raise NonFiniteOutputError(
-            f"model must return finite outputs, got NaN or infinity for sample(s) {samples}"
-        )
+def _refuse_non_finite(finite: Tensor) -> NoReturn:
+    samples = _listed((~finite).nonzero()[:, 0].tolist())
+    raise NonFiniteOutputError(
+        f"model must return finite outputs, got NaN or infinity for sample(s) {samples}"
+    )
 
 
 def _warn_of_non_positive(score: Tensor) -> None:
-    samples = (score <= 0).nonzero()[:, 0].tolist()
-    if samples:
-        logits = _listed([f"{float(score[i]):.4g}" for i in samples])
-        warnings.warn(
-            f"the target's logit is not positive for sample(s) {_listed(samples)} (logit "
-            f"{logits}): the map is then the inverse of a positive class's map",
-            NonPositiveTargetWarning,
-            stacklevel=5,
-        )
+    found = {sample: value for sample, value in enumerate(score.tolist()) if value <= 0}
+    logits = _listed([f"{value:.4g}" for value in found.values()])
+    warn(
+        f"the target's logit is not positive for sample(s) {_listed(list(found))} (logit "
+        f"{logits}): the map is then the inverse of a positive class's map",
+        NonPositiveTargetWarning,
+    )
 
 
 def _listed(items: Sequence[Any]) -> str:
     return ", ".join(map(str, items[:5])) + (", ..." if len(items) > 5 else "")
 
 
-def _empty(
-    program: Program, x: Tensor, nodes: dict[str, str]
-) -> tuple[Tensor, dict[str, Tensor], Report]:
+def _empty(program: Program, x: Tensor, exposed: set[str]) -> Explained:
     graph = program.graph
-    exposed = {
-        name: x.new_zeros((0, *graph.sized(graph.shape_of(name), 0)[1:])) for name in nodes.values()
-    }
-    none = torch.zeros(0, dtype=torch.float64)
-    report = Report((), none.to(torch.int64), x.new_zeros(0), none)
-    return torch.empty_like(x), exposed, report
+    found = {name: x.new_zeros((0, *graph.sized(graph.shape_of(name), 0)[1:])) for name in exposed}
+    none = x.new_zeros(0)
+    return Explained(torch.empty_like(x), found, none.to(torch.int64), none)

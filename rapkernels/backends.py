@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Literal, get_args
 
+import torch
+
 from rapkernels import _library, ops, reference
 from rapkernels.errors import ArgumentError, BackendError, BackendWarning
 
@@ -18,26 +20,44 @@ def check_backend(backend: str) -> None:
         raise ArgumentError(f"backend must be one of {names}, got {backend!r}")
 
 
-def resolve_backend(backend: str) -> ModuleType:
+def resolve_backend(backend: str, device: torch.device | None = None) -> ModuleType:
     """The module of relevance operations for a backend's name.
 
-    "auto" is "native" where the extension is loaded, else "reference", with one warning.
+    "auto" is "native" where the extension has kernels for the device, else "reference", with one
+    warning.
+
+    Args:
+        backend: its name.
+        device: where the tensors are; None asks for the extension alone.
 
     Raises:
-        BackendError: "native" is asked for and the extension is not loaded; says why.
+        BackendError: "native" is asked for and not there; says why.
     """
     if backend == "reference":
         return reference
-    if _library.has_ext():
+    missing = _missing(device)
+    if missing is None:
         return ops
     if backend == "auto":
-        _library.warn_reference_once(BackendWarning)
+        _library.warn_reference_once(missing, BackendWarning)
         return reference
-    try:
-        _library.require_ext()
-    except RuntimeError as error:
-        raise BackendError(
-            'backend="native" needs the extension of rapkernels, which is not loaded: build it by '
-            'pip install --no-build-isolation ., or use backend="reference"'
-        ) from error
-    raise AssertionError("unreachable")
+    raise BackendError(
+        f'backend="native" needs {missing}, or use backend="reference"'
+    ) from _library.import_error()
+
+
+def _missing(device: torch.device | None) -> str | None:
+    """What native operations on a device lack, and what to do about it; None for nothing."""
+    if not _library.has_ext():
+        return (
+            "the extension of rapkernels, which is not loaded: build it by "
+            "pip install --no-build-isolation ."
+        )
+    if device is None or device.type == "cpu" or (device.type == "cuda" and _library.has_cuda()):
+        return None
+    if device.type == "cuda":
+        return (
+            "CUDA kernels, which the extension of rapkernels was built without: build it by "
+            "RAPKERNELS_CUDA=1 pip install --no-build-isolation ."
+        )
+    return f"kernels for {device.type}, which rapkernels does not have: move model and x to the CPU"

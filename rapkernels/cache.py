@@ -37,12 +37,11 @@ class ProgramCache:
             UnsupportedOperationError: see :func:`rapkernels.program.compile_program`.
         """
         with self._lock:
-            shape = tuple(x.shape[1:]), x.dtype, x.device, fingerprint(module)
-            graph = self._graphs.get(shape) or self._graphs.get((*shape, x.shape[0]))
+            key = _key(module, x)
+            graph = self._known(key, x)
             if graph is None:
                 graph = capture(module, x)
-                key = shape if graph.batch is not None else (*shape, x.shape[0])
-                _put(self._graphs, key, graph)
+                _put(self._graphs, key if graph.batch is not None else (*key, x.shape[0]), graph)
             # Graphs are compared by identity, and the key keeps this one alive.
             compiled = graph, variant, table_version()
             program = self._programs.get(compiled)
@@ -50,6 +49,18 @@ class ProgramCache:
                 program = compile_program(graph, variant)
                 _put(self._programs, compiled, program)
             return program
+
+    def has_graph(self, module: nn.Module, x: Tensor) -> bool:
+        """Whether the module has been exported for inputs like ``x``."""
+        with self._lock:
+            return self._known(_key(module, x), x) is not None
+
+    def _known(self, key: tuple[Any, ...], x: Tensor) -> Graph | None:
+        return self._graphs.get(key) or self._graphs.get((*key, x.shape[0]))
+
+
+def _key(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
+    return tuple(x.shape[1:]), x.dtype, x.device, fingerprint(module)
 
 
 def _put(cache: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:

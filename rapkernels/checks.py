@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from rapkernels import host
 from rapkernels.errors import ArgumentError, ArgumentTypeError, TrainingModeError
+from rapkernels.findings import Findings
 
 _DIFFERENT_IN_TRAINING = (
     nn.modules.batchnorm._BatchNorm,
@@ -39,7 +42,7 @@ def check_eval_mode(model: nn.Module) -> None:
 
 
 def check_input(model: nn.Module, x: Any) -> None:
-    """Raise unless ``x`` is a finite float tensor with a batch dimension that fits the model."""
+    """Raise unless ``x`` is a float tensor with a batch dimension that fits the model."""
     if not isinstance(x, Tensor):
         raise ArgumentTypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
     if not x.dtype.is_floating_point:
@@ -59,13 +62,30 @@ def check_input(model: nn.Module, x: Any) -> None:
         raise ArgumentTypeError(
             f"x must have the dtype of the model's parameters, {wanted}, got {_name(x.dtype)}"
         )
-    devices = {p.device for p in parameters}
+    buffers = [b for b in model.buffers() if b.dtype.is_floating_point and b.dim() > 0]
+    devices = {tensor.device for tensor in (*parameters, *buffers)}
+    wanted = ", ".join(sorted(str(device) for device in devices))
+    if len(devices) > 1:
+        raise ArgumentError(
+            f"model must be on one device, got parameters and buffers on {wanted}: move it with "
+            f'model.to("{x.device}")'
+        )
     if devices and x.device not in devices:
-        wanted = " or ".join(sorted(str(device) for device in devices))
         raise ArgumentError(f"x must be on the device of the model, {wanted}, got {x.device}")
+
+
+def check_finite(x: Tensor, findings: Findings) -> None:
+    """Find NaN and infinite entries of the input.
+
+    Raises:
+        ArgumentError: there are some.
+    """
+    findings.check(x, lambda: ~torch.isfinite(x).all(), partial(_refuse_infinite, x))
+
+
+def _refuse_infinite(x: Tensor) -> NoReturn:
     wrong = x.numel() - int(torch.isfinite(x).sum())
-    if wrong:
-        raise ArgumentError(f"x must be finite, got {wrong} NaN or infinite entries of {x.numel()}")
+    raise ArgumentError(f"x must be finite, got {wrong} NaN or infinite entries of {x.numel()}")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
@@ -92,34 +112,60 @@ def check_bounds_form(bounds: Any) -> None:
             )
 
 
-def expand_bounds(bounds: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The bounds as two tensors of the shape of ``x``; None for None.
+def expand_bounds(bounds: Any, x: Tensor, findings: Findings) -> tuple[Tensor, Tensor] | None:
+    """The bounds as two tensors of the shape of ``x`` and on its device; None for None.
 
     Raises:
-        ArgumentError: a bound does not broadcast to ``x``, is not finite, or low is above high.
+        ArgumentError: a bound does not broadcast to ``x``, is not finite, or low is above high; or
+            it must be copied to a device whose stream is being captured.
     """
     if bounds is None:
         return None
-    expanded = []
-    for name, bound in zip(("low", "high"), bounds, strict=True):
-        tensor = torch.as_tensor(bound, dtype=x.dtype, device=x.device).detach()
-        try:
-            expanded.append(tensor.expand(x.shape))
-        except RuntimeError as error:
-            raise ArgumentError(
-                f"bounds must broadcast to x of shape {list(x.shape)}, got {name} of shape "
-                f"{list(tensor.shape)}"
-            ) from error
-        if not bool(torch.isfinite(tensor).all()):
-            raise ArgumentError(f"bounds must be finite, got {name} with NaN or infinite entries")
-    low, high = expanded
-    if bool((low > high).any()):
-        position = int((low > high).flatten().int().argmax())
-        raise ArgumentError(
-            "bounds must have low <= high everywhere, got low "
-            f"{float(low.flatten()[position])} above high {float(high.flatten()[position])}"
-        )
+    low, high = (
+        _expand_bound(name, bound, x, findings)
+        for name, bound in zip(("low", "high"), bounds, strict=True)
+    )
+    findings.check(low, lambda: (low > high).any(), partial(_refuse_order, low, high))
     return low, high
+
+
+def _expand_bound(name: str, bound: float | Tensor, x: Tensor, findings: Findings) -> Tensor:
+    if isinstance(bound, Tensor):
+        tensor = bound.detach().to(x.dtype)
+        if not host.at_hand(tensor):
+            tensor = tensor.to(x.device)
+    else:
+        tensor = torch.tensor(bound, dtype=x.dtype, device="cpu")
+    try:
+        tensor.expand(x.shape)
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"bounds must broadcast to x of shape {list(x.shape)}, got {name} of shape "
+            f"{list(tensor.shape)}"
+        ) from error
+    findings.check(tensor, lambda: ~torch.isfinite(tensor).all(), partial(_refuse_bound, name))
+    if tensor.device == x.device:
+        return tensor.expand(x.shape)
+    if tensor.dim() == 0:
+        return x.new_full((), tensor.item()).expand(x.shape)
+    if findings.capturing:
+        raise ArgumentError(
+            "bounds must be numbers or tensors on the device of x while a CUDA graph is captured, "
+            f"got {name} on {tensor.device}"
+        )
+    return host.send(tensor, x.device).expand(x.shape)
+
+
+def _refuse_bound(name: str) -> NoReturn:
+    raise ArgumentError(f"bounds must be finite, got {name} with NaN or infinite entries")
+
+
+def _refuse_order(low: Tensor, high: Tensor) -> NoReturn:
+    position = int((low > high).flatten().int().argmax())
+    raise ArgumentError(
+        "bounds must have low <= high everywhere, got low "
+        f"{float(low.flatten()[position])} above high {float(high.flatten()[position])}"
+    )
 
 
 def check_layers_form(layers: Any) -> None:

@@ -50,6 +50,8 @@ class ReportRow:
 class Report:
     """What happened to the relevance of one call, step by step from the output to the input.
 
+    All tensors are on the CPU.
+
     Attributes:
         rows: one per step that relevance went through.
         target: ``(N,)`` int64, the flat index of the output that was explained.
@@ -112,7 +114,7 @@ def _worst_sample(row: ReportRow) -> tuple[float, ...]:
 
 
 class Recorder:
-    """Makes the rows while a walk goes backward.
+    """Makes the report while a walk goes backward, on the device that the walk runs on.
 
     Args:
         samples: the batch size N.
@@ -120,7 +122,9 @@ class Recorder:
 
     def __init__(self, samples: int) -> None:
         self._samples = samples
-        self.rows: list[ReportRow] = []
+        self._steps: list[Step] = []
+        self._sums: list[Tensor] = []
+        self._counts: list[Tensor] = []
 
     def __call__(
         self,
@@ -129,7 +133,7 @@ class Recorder:
         relevance: Relevance,
         states: Sequence[Relevance | None],
     ) -> None:
-        """Add the row of one backward step."""
+        """Measure one backward step."""
         arrived = self._per_sample(relevance.to_float64())
         parts = [self._per_sample(state.to_float64()) for state in states if state is not None]
         left = torch.cat(parts, 1) if parts else arrived.new_zeros(self._samples, 0)
@@ -138,28 +142,39 @@ class Recorder:
         received, handed_on = arrived.sum(1), left.sum(1)
         magnitude = torch.maximum(arrived.abs().sum(1), left.abs().sum(1))
         difference = (received - handed_on - absorbed).abs()
-        rule = step.rule
-        assert rule is not None
-        self.rows.append(
-            ReportRow(
-                node=step.node.name,
-                module=step.node.module,
-                operation=step.node.operation,
-                rule=rule.name,
-                received=received,
-                handed_on=handed_on,
-                absorbed=absorbed,
-                magnitude=magnitude,
-                error=torch.where(magnitude > 0, difference / magnitude, difference),
-                largest=left.abs().amax(1) if left.shape[1] else zero,
-                zeros=(left == 0).sum(1),
-                non_finite=(~torch.isfinite(left)).sum(1),
-            )
+        error = torch.where(magnitude > 0, difference / magnitude, difference)
+        largest = left.abs().amax(1) if left.shape[1] else zero
+        self._steps.append(step)
+        self._sums.append(torch.stack([received, handed_on, absorbed, magnitude, error, largest]))
+        self._counts.append(torch.stack([(left == 0).sum(1), (~torch.isfinite(left)).sum(1)]))
+
+    def report(self, target: Tensor, score: Tensor, relevance: Tensor) -> Report:
+        """Bring what was measured to the host.
+
+        Args:
+            target: ``(N,)`` int64, the flat index of the output that was explained.
+            score: ``(N,)``, its value.
+            relevance: the relevance of the input.
+        """
+        total = relevance.to(torch.float64).flatten(1).sum(1)
+        sums = torch.stack(self._sums).cpu() if self._sums else ()
+        counts = torch.stack(self._counts).cpu() if self._counts else ()
+        rows = tuple(
+            _row(step, *measured, *counted)
+            for step, measured, counted in zip(self._steps, sums, counts, strict=True)
         )
+        return Report(rows, target.cpu(), score.cpu(), total.cpu())
 
     def _per_sample(self, tensor: Tensor) -> Tensor:
         """``(N, entries)``; what cannot be told apart by sample is spread evenly over them."""
-        tensor = tensor.detach().to("cpu", torch.float64)
+        tensor = tensor.detach().to(torch.float64)
         if tensor.dim() and tensor.shape[0] % self._samples == 0:
             return tensor.reshape(self._samples, -1)
         return tensor.reshape(1, -1).expand(self._samples, -1) / self._samples
+
+
+def _row(step: Step, *measured: Tensor) -> ReportRow:
+    rule = step.rule
+    assert rule is not None
+    node = step.node
+    return ReportRow(node.name, node.module, node.operation, rule.name, *measured)

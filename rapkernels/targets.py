@@ -10,14 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rapkernels import host
 from rapkernels.errors import ArgumentError, ArgumentTypeError
+from rapkernels.findings import Findings
 
 Target = int | Sequence[int] | Sequence[Sequence[int]] | tuple[int, ...] | Tensor | None
 
 _KINDS = "an int, a list, tuple or tensor with one int per sample, or None for the predicted class"
 
 
-def resolve_target(target: Target, shape: torch.Size) -> Tensor | None:
+def resolve_target(
+    target: Target, shape: torch.Size, device: torch.device, findings: Findings
+) -> Tensor | None:
     """Turn a target into flat indices into each sample's output.
 
     Args:
@@ -25,14 +29,17 @@ def resolve_target(target: Target, shape: torch.Size) -> Tensor | None:
             ``(N,)`` of ints, one per sample; for outputs with more than two dimensions one tuple of
             ints (an index without the batch dimension) for all samples or a list of them.
         shape: shape of the model's output, ``(N,)``, ``(N, C)`` or ``(N, ...)``.
+        device: where the indices are wanted.
+        findings: takes the check of the values of a tensor on a device.
 
     Returns:
-        ``(N,)`` int64 on the CPU, or None for the predicted class.
+        ``(N,)`` int64, all in range, or None for the predicted class.
 
     Raises:
         ArgumentTypeError: the target has none of these forms.
         ArgumentError: it has the wrong length, is out of range, or is None where the output has
-            several positions per sample.
+            several positions per sample; or it must be copied to a device whose stream is being
+            captured.
     """
     samples, size = shape[0], tuple(shape[1:])
     while len(size) > 1 and size[-1] == 1:
@@ -46,6 +53,25 @@ def resolve_target(target: Target, shape: torch.Size) -> Tensor | None:
         return None
     if not size:
         size = (1,)
+    if isinstance(target, Tensor) and not host.at_hand(target):
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            name = str(target.dtype).removeprefix("torch.")
+            raise ArgumentTypeError(f"target must be {_KINDS}, got dtype {name}")
+        if _has_form(target, samples, size):
+            return _on_device(target.detach().to(device, torch.int64), samples, size, findings)
+    indices = _on_host(target, samples, size)
+    if len(set(indices)) <= 1:
+        return torch.full((samples,), (indices or [0])[0], dtype=torch.int64, device=device)
+    if findings.capturing:
+        raise ArgumentError(
+            "target must be None, an int or a tensor on the device of x while a CUDA graph is "
+            f"captured, got {type(target).__name__}"
+        )
+    return host.send(torch.tensor(indices, dtype=torch.int64, device="cpu"), device)
+
+
+def _on_host(target: Any, samples: int, size: tuple[int, ...]) -> list[int]:
+    """Check a target's values and flatten them."""
     if isinstance(target, Tensor | np.ndarray):
         target = _items(target)
     if len(size) > 1:
@@ -56,7 +82,34 @@ def resolve_target(target: Target, shape: torch.Size) -> Tensor | None:
             raise ArgumentError(
                 f"target must be at least 0 and below the number of outputs {size[0]}, got {index}"
             )
-    return torch.tensor(indices, dtype=torch.int64)
+    return indices
+
+
+def _has_form(target: Tensor, samples: int, size: tuple[int, ...]) -> bool:
+    """Whether nothing but the values of a tensor can be wrong."""
+    if len(size) > 1:
+        return target.shape == (samples, len(size))
+    return target.dim() == 0 or target.shape == (samples,)
+
+
+def _on_device(target: Tensor, samples: int, size: tuple[int, ...], findings: Findings) -> Tensor:
+    """Flatten a target of the right form; what is out of range is found later and clamped here."""
+    rows = target if len(size) > 1 else target.expand(samples)[:, None]
+    inside = [
+        column.clamp(0, count - 1) for column, count in zip(rows.unbind(1), size, strict=True)
+    ]
+
+    def is_outside() -> Tensor:
+        return (torch.stack(inside, 1) != rows).any()
+
+    def complain() -> None:
+        _on_host(target, samples, size)
+
+    findings.check(target, is_outside, complain)
+    flat = inside[0]
+    for column, count in zip(inside[1:], size[1:], strict=True):
+        flat = flat * count + column
+    return flat
 
 
 def _is_int(value: Any) -> bool:
@@ -87,7 +140,7 @@ def _check_length(target: Sequence[Any], samples: int) -> None:
         )
 
 
-def _index_tuples(target: Any, samples: int, size: tuple[int, ...]) -> Tensor:
+def _index_tuples(target: Any, samples: int, size: tuple[int, ...]) -> list[int]:
     form = f"a tuple of {len(size)} ints or a list with one such tuple per sample"
     if isinstance(target, tuple) and all(_is_int(item) for item in target):
         target = [target] * samples
@@ -106,4 +159,4 @@ def _index_tuples(target: Any, samples: int, size: tuple[int, ...]) -> Tensor:
                 f"target must be {form}, each from 0 to below {list(size)}, got {tuple(item)}"
             )
         flat.append(sum(i * stride for i, stride in zip(item, strides, strict=True)))
-    return torch.tensor(flat, dtype=torch.int64)
+    return flat

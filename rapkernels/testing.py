@@ -15,7 +15,10 @@ from rapkernels.relevance import Relevance
 
 @dataclass
 class Sampler:
-    """Random tensors from one seed, drawn in float64: the same in every dtype."""
+    """Random tensors from one seed, on torch's default device.
+
+    Drawn in float64 on the CPU: the same in every dtype and on every device.
+    """
 
     dtype: torch.dtype = torch.float64
     seed: int = 0
@@ -25,12 +28,12 @@ class Sampler:
 
     def __post_init__(self) -> None:
         """Seed the generator."""
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self._generator = torch.Generator("cpu").manual_seed(self.seed)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal entries."""
-        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64)
-        return drawn.to(self.dtype)
+        drawn = torch.randn(shape, generator=self._generator, dtype=torch.float64, device="cpu")
+        return drawn.to(self.dtype).to(torch.get_default_device())
 
     def activation(self, *shape: int) -> Tensor:
         """About a third of the entries are zero, as behind a ReLU; signed if asked."""
@@ -45,8 +48,10 @@ class Sampler:
 
     def pending(self) -> tuple[Tensor, Tensor]:
         """A pending shift and a pending scale."""
-        index = torch.arange(self.batch, dtype=torch.float64)
-        return 0.125 * (index - 1), 2.0 ** (index - 1)
+        index = torch.arange(self.batch, dtype=torch.float64, device="cpu")
+        # A device's pow need not be exact, and a scale must be a power of two.
+        device = torch.get_default_device()
+        return (0.125 * (index - 1)).to(device), (2.0 ** (index - 1)).to(device)
 
 
 Arguments = tuple[Any, ...]

@@ -26,6 +26,9 @@ class Walk:
         values: parameters and constants by name, from :meth:`rapkernels.graph.Graph.values`.
         ops: the module of relevance operations.
         observer: called after each backward step, for reports.
+
+    Attributes:
+        program: what it runs.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class Walk:
         ops: ModuleType,
         observer: Observer | None = None,
     ) -> None:
-        self._program = program
+        self.program = program
         self._values = values
         self._ops = ops
         self._observer = observer
@@ -49,10 +52,10 @@ class Walk:
             bounds: lowest and highest values of ``x``, of its shape, for the input layers; None
                 for each sample's own.
         """
-        graph = self._program.graph
+        graph = self.program.graph
         mapped = {} if bounds is None else self._map_bounds(bounds)
         live: dict[str, Any] = {**self._values, graph.input: x}
-        for step in self._program.steps:
+        for step in self.program.steps:
             name = step.node.name
             context = Context(
                 ops=self._ops,
@@ -83,10 +86,10 @@ class Walk:
             The relevance of the input (None if none arrives) and that of the exposed nodes that it
             arrives at, with the pending shifts applied.
         """
-        graph = self._program.graph
+        graph = self.program.graph
         arrived: dict[str, Relevance] = {graph.output: Relevance(start)}
         layers: dict[str, Tensor] = {}
-        for step in reversed(self._program.steps):
+        for step in reversed(self.program.steps):
             name = step.node.name
             context = self._contexts.pop(name, None)
             relevance = arrived.pop(name, None)
@@ -115,10 +118,10 @@ class Walk:
 
     def _map_bounds(self, bounds: Bounds) -> dict[str, Bounds]:
         """What the operations before each input layer make of the bounds of ``x``."""
-        graph, roles = self._program.graph, self._program.roles
+        graph, roles = self.program.graph, self.program.roles
         ends: list[dict[str, Any]] = [{**self._values, graph.input: bound} for bound in bounds]
         mapped: dict[str, Bounds] = {}
-        for step in self._program.steps:
+        for step in self.program.steps:
             name = step.node.name
             if name in roles.inputs:
                 low, high = (end[step.inputs[0]] for end in ends)

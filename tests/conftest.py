@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
 import torch
 
 from rapkernels import reference
+from tests import emulated
+
+DEVICE = torch.device(os.environ.get("RAPKERNELS_TEST_DEVICE", "cpu"))
+
+
+def pytest_configure() -> None:
+    """Tensors and modules are made on the device under test; float32 is float32 there."""
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("RAPKERNELS_TEST_DEVICE=cuda needs a GPU, and torch finds none")
+    if DEVICE.type != "cpu":
+        torch.set_default_device(DEVICE)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        # For the reference, which tests compare bit by bit; test_determinism goes without.
+        torch.backends.cudnn.deterministic = True
+
+
+BACKEND = os.environ.get("RAPKERNELS_TEST_BACKEND", "")
+if BACKEND == "emulated":
+    emulated.take_the_place_of_native()
 
 
 def native_operations() -> ModuleType:
@@ -22,10 +42,14 @@ def native_operations() -> ModuleType:
 
 
 def tested_backends() -> list[str]:
-    """Both, unless RAPKERNELS_TEST_BACKEND=reference says that there is no extension to test."""
-    if os.environ.get("RAPKERNELS_TEST_BACKEND") == "reference":
-        return ["reference"]
-    return ["reference", "native"]
+    """Both, unless RAPKERNELS_TEST_BACKEND says otherwise.
+
+    "reference" is for where there is no extension to test; "emulated" puts the CUDA kernels in the
+    place of the native ones (CONTRIBUTING, "CUDA without a GPU").
+    """
+    return {"reference": ["reference"], "emulated": ["native"]}.get(
+        BACKEND, ["reference", "native"]
+    )
 
 
 @pytest.fixture(scope="session", params=tested_backends())
@@ -56,8 +80,26 @@ def one_thread() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "native" in tested_backends():
-        return
-    without = [item for item in items if "native" in getattr(item, "fixturenames", ())]
+    if "native" not in tested_backends():
+        leave_out(config, items, lambda item: "native" in getattr(item, "fixturenames", ()))
+    leave_out(config, items, marked("built_extension" if BACKEND == "emulated" else "emulated"))
+    if DEVICE.type != "cpu":
+        leave_out(config, items, marked("cpu_only"))
+    if DEVICE.type != "cuda":
+        reason = "needs a GPU and RAPKERNELS_TEST_DEVICE=cuda"
+        for item in filter(marked("cuda"), items):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def marked(name: str) -> Callable[[pytest.Item], bool]:
+    """Whether an item has the marker ``name``."""
+    return lambda item: item.get_closest_marker(name) is not None
+
+
+def leave_out(
+    config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[pytest.Item], bool]
+) -> None:
+    """Deselect items, with a count in pytest's last line."""
+    without = [item for item in items if unwanted(item)]
     config.hook.pytest_deselected(items=without)
     items[:] = [item for item in items if item not in without]

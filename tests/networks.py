@@ -39,9 +39,21 @@ def norm(channels: int = 4) -> nn.BatchNorm2d:
     return module
 
 
-def seeded(build: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> nn.Module:
-    torch.manual_seed(3)
-    return build().to(dtype).eval()
+def seeded(
+    build: Callable[[], nn.Module], dtype: torch.dtype = torch.float64, seed: int = 3
+) -> nn.Module:
+    """A network whose parameters are drawn on the CPU: the same ones on every device."""
+    with torch.device("cpu"):
+        torch.manual_seed(seed)
+        module = build()
+    return module.to(torch.get_default_device(), dtype).eval()
+
+
+def drawn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard normal entries, drawn on the CPU."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    entries = torch.randn(shape, generator=generator, dtype=dtype, device="cpu")
+    return entries.to(torch.get_default_device())
 
 
 @functools.cache
@@ -51,8 +63,7 @@ def network(name: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def images(batch: int = 2, size: int = 6, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(11)
-    return torch.randn(batch, 3, size, size, generator=generator, dtype=torch.float64).to(dtype)
+    return drawn(batch, 3, size, size, seed=11, dtype=torch.float64).to(dtype)
 
 
 def head(y: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import rapkernels as rk
 from rapkernels.errors import BackendWarning, NonPositiveTargetWarning
+from tests.networks import drawn, seeded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning"),
@@ -26,22 +27,24 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
-    torch.manual_seed(0)
-    layers = nn.Sequential(
-        nn.Conv2d(3, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Dropout(),
-        nn.Linear(36, 5),
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Dropout(),
+            nn.Linear(36, 5),
+        ),
+        torch.float32,
+        seed=0,
     )
-    return layers.eval()
 
 
 @pytest.fixture
 def x() -> Tensor:
-    return torch.randn(3, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+    return drawn(3, 3, 6, 6, seed=5)
 
 
 # ---- targets ------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def test_index_tuples_for_dense_outputs(x: Tensor) -> None:
     explainer = rk.RAP(dense, backend="reference")
     relevance, report = explainer.attribute(x, (3, 1, 4), return_report=True)
     with torch.no_grad():
-        torch.testing.assert_close(report.score, dense(x)[:, 3, 1, 4])
+        torch.testing.assert_close(report.score, dense(x)[:, 3, 1, 4].cpu())
     # Only the receptive field of the explained position gets relevance.
     reached = relevance.abs().sum(1) != 0
     assert not reached[:, 3:].any()
@@ -107,7 +110,7 @@ def test_index_tuples_for_dense_outputs(x: Tensor) -> None:
     listed, report = explainer.attribute(x, apart, return_report=True)
     with torch.no_grad():
         expected = torch.stack([dense(x)[(n, *index)] for n, index in enumerate(apart)])
-    torch.testing.assert_close(report.score, expected)
+    torch.testing.assert_close(report.score, expected.cpu())
     torch.testing.assert_close(listed[0], relevance[0])
     indices = torch.tensor([list(index) for index in apart])
     assert torch.equal(explainer.attribute(x, indices), listed)
@@ -123,7 +126,7 @@ def test_models_with_one_output(x: Tensor, squeeze: bool) -> None:
     relevance, report = rk.RAP(model, backend="reference").attribute(x, return_report=True)
     assert torch.equal(rk.attribute(model, x, 0, backend="reference"), relevance)
     with torch.no_grad():
-        torch.testing.assert_close(report.score, model(x).reshape(3))
+        torch.testing.assert_close(report.score, model(x).reshape(3).cpu())
     torch.testing.assert_close(report.total, report.score.double(), rtol=1e-5, atol=1e-6)
 
 
@@ -220,7 +223,7 @@ def test_layers_without_relevance() -> None:
             self.c(x)
             return self.a(x) + torch.zeros_like(self.b(x))[:, :1]
 
-    x = torch.randn(2, 3, 6, 6)
+    x = drawn(2, 3, 6, 6)
     explainer = rk.RAP(Branches().eval(), backend="reference")
     _, layers = explainer.attribute(x, layers=["b"])
     assert torch.equal(layers["b"], torch.zeros(2, 2))
@@ -291,12 +294,12 @@ def test_other_sizes_are_exported_too(backend: Any) -> None:
         lambda: torch.inference_mode(),
         lambda: torch.no_grad(),
         lambda: torch.enable_grad(),
-        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16),
     ],
 )
 def test_the_callers_mode_changes_nothing(model: nn.Module, context: Any, backend: Any) -> None:
     with context():
-        x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+        x = drawn(2, 3, 6, 6, seed=1)
         inside = rk.attribute(model, x, backend=backend)
     outside = rk.attribute(model, x.clone(), backend=backend)
     assert torch.equal(inside, outside)
@@ -375,11 +378,12 @@ def test_positive_logits_warn_of_nothing(model: nn.Module, x: Tensor, backend: A
         rk.attribute(model, x[1:], target[1:], backend=backend)
 
 
+@pytest.mark.built_extension
 def test_auto_warns_once_without_the_extension(
     model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rapkernels._library._C", None)
-    monkeypatch.setattr("rapkernels._library._warned", False)
+    monkeypatch.setattr("rapkernels._library._warned", set())
     with pytest.warns(BackendWarning, match="reference"):
         automatic = rk.attribute(model, x)
     with warnings.catch_warnings():
@@ -440,8 +444,8 @@ PACKAGED: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("name", PACKAGED)
 def test_networks_of_other_packages_conserve(name: str, backend: Any) -> None:
-    model = PACKAGED[name]().eval()
-    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = seeded(PACKAGED[name], torch.float32)
+    x = drawn(2, 3, 64, 64)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         model.to(dtype)
         relevance, report = rk.RAP(model, backend=backend).attribute(
@@ -451,5 +455,5 @@ def test_networks_of_other_packages_conserve(name: str, backend: Any) -> None:
         assert float(worst.error.max()) <= tolerance, worst
         assert bool(torch.isfinite(relevance).all())
         with torch.no_grad():
-            expected = model(x.to(dtype)).amax(1)
+            expected = model(x.to(dtype)).amax(1).cpu()
         torch.testing.assert_close(report.score, expected, rtol=1e-3, atol=1e-12)

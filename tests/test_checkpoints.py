@@ -14,6 +14,8 @@ from torch import nn
 
 from rapkernels.checkpoints import CheckpointError, count_outputs, load_weights, read_state_dict
 
+pytestmark = pytest.mark.cpu_only
+
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)

@@ -24,6 +24,8 @@ from rapkernels.cli.app import app
 from rapkernels.images import prepare_image, read_image
 from rapkernels.models import load_classifier
 
+pytestmark = pytest.mark.cpu_only
+
 Run = Callable[..., Result]
 
 
@@ -218,7 +220,9 @@ def test_info(run: Run) -> None:
     assert told["torch"] == torch.__version__
     assert told["threads"] == str(torch.get_num_threads())
     assert told["device"].startswith("cpu")
-    assert {"rapkernels", "extension", "compiler", "openmp"} <= set(told)
+    assert {"rapkernels", "extension", "compiler", "openmp", "cuda", "cuda_version"} <= set(told)
+    built = rapkernels.build_info()["cuda_architectures"]
+    assert told["cuda_architectures"] == (", ".join(built) or "none")
 
 
 def test_version(run: Run) -> None:

@@ -282,7 +282,8 @@ def test_finite_for_finite_input(
         changed = value
         if isinstance(value, Tensor) and value.dtype == dtype and value.dim() > 1:
             sizes = [data.draw(magnitudes), data.draw(magnitudes)]
-            pick = torch.rand(value.shape, generator=torch.Generator().manual_seed(len(arguments)))
+            generator = torch.Generator("cpu").manual_seed(len(arguments))
+            pick = torch.rand(value.shape, generator=generator, device="cpu").to(value.device)
             changed = torch.where(pick < 0.5, *(torch.full_like(value, s) for s in sizes))
             changed = torch.where(value < 0, -changed, changed)
         elif isinstance(value, Tensor) and value.dtype == torch.float64 and value.dim() == 1:

@@ -37,7 +37,7 @@ Expected = dict[str, Relevance]
 
 def load(name: str, dtype: torch.dtype) -> Golden:
     with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
-        tensors = {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
+        tensors = {key: torch.as_tensor(np.asarray(archive[key])) for key in archive.files}
     return {
         key: value.to(dtype) if value.is_floating_point() else value
         for key, value in tensors.items()

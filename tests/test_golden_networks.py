@@ -113,7 +113,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "variant"), CASES)
 def test_equals_the_authors_code(name: str, variant: Any, dtype: torch.dtype, backend: Any) -> None:
     with np.load(GOLDEN / f"{name}.npz") as file:
-        golden = {key: torch.from_numpy(file[key]) for key in file.files}
+        golden = {key: torch.as_tensor(file[key]) for key in file.files}
     model = NETWORKS[name]().double()
     state = {key[6:]: value for key, value in golden.items() if key.startswith("param.")}
     missing = model.load_state_dict(state, strict=False)
@@ -123,7 +123,7 @@ def test_equals_the_authors_code(name: str, variant: Any, dtype: torch.dtype, ba
     relevance, report = rk.RAP(model, variant, backend=backend).attribute(
         golden["x"].to(dtype), golden["target"], return_report=True
     )
-    score = golden["logits"].gather(1, golden["target"][:, None])[:, 0]
+    score = golden["logits"].gather(1, golden["target"][:, None])[:, 0].cpu()
     torch.testing.assert_close(report.score.double(), score, rtol=1e-5, atol=0)
     expected = golden["R_in"]
     error = float((relevance.double() - expected).abs().max() / expected.abs().max())

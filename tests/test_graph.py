@@ -15,6 +15,7 @@ from rapkernels.cache import cache_of, fingerprint
 from rapkernels.capture import capture
 from rapkernels.graph import Graph, map_refs
 from rapkernels.variants import VARIANTS
+from tests.networks import drawn
 
 
 def evaluate(graph: Graph, module: nn.Module, x: Tensor) -> Tensor:
@@ -146,8 +147,7 @@ class SpecialisedBatch(nn.Module):
 
 
 def images(batch: int, size: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, 3, size, size, generator=generator)
+    return drawn(batch, 3, size, size, seed=batch)
 
 
 MODULES = [

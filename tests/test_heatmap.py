@@ -13,6 +13,8 @@ from PIL import Image
 
 from rapkernels.heatmap import Caption, HeatmapError, colour_limit, draw, save_figure, sum_channels
 
+pytestmark = pytest.mark.cpu_only
+
 VIEW = Image.new("RGB", (300, 200), "green")
 
 

@@ -18,6 +18,8 @@ from rapkernels.images import (
     read_image,
 )
 
+pytestmark = pytest.mark.cpu_only
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CROP = Preprocessing((224, 224), 256, MEAN, STD)
 

@@ -6,6 +6,8 @@ import pytest
 
 from rapkernels.labels import ClassNameError, ClassNames, imagenet_class_names
 
+pytestmark = pytest.mark.cpu_only
+
 
 @pytest.fixture(scope="module")
 def names() -> ClassNames:

@@ -21,6 +21,8 @@ from rapkernels.checkpoints import CheckpointError
 from rapkernels.images import prepare_image
 from rapkernels.models import Classifier, ModelError, load_classifier, logits_of
 
+pytestmark = pytest.mark.cpu_only
+
 
 @pytest.fixture(scope="module")
 def lite0() -> Classifier:

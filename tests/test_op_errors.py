@@ -20,9 +20,9 @@ def zeros(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.zeros(shape, dtype=dtype)
 
 
-def rows(op: str, *cases: tuple[int, Any, str]) -> list[Any]:
+def rows(op: str, *cases: tuple[int, Any, str], marks: Any = ()) -> list[Any]:
     return [
-        pytest.param(op, position, bad, message, id=f"{op}: {message}")
+        pytest.param(op, position, bad, message, id=f"{op}: {message}", marks=marks)
         for position, bad, message in cases
     ]
 
@@ -132,11 +132,15 @@ CASES = [
         (2, zeros(8), "bias must have shape [9], got [8]"),
         (3, zeros(3, dtype=torch.int32), "target must be int64, got Int"),
         (3, zeros(2, dtype=torch.int64), "target must have shape [3], got [2]"),
-        (3, torch.tensor([0, 9, 1]), "target must be between 0 and 8, got 9"),
-        (3, torch.tensor([0, 1, -1]), "target must be between 0 and 8, got -1"),
         (4, zeros(3, dtype=torch.float32), f"score {LIKE_X}"),
         (4, zeros(3, 1), "score must have shape [3], got [3, 1]"),
         (5, "lrp", "rule must be 'absolute' or 'author', got 'lrp'"),
+    ),
+    *rows(  # A target on a device is not read.
+        "relprop_first_linear",
+        (3, torch.tensor([0, 9, 1]), "target must be between 0 and 8, got 9"),
+        (3, torch.tensor([0, 1, -1]), "target must be between 0 and 8, got -1"),
+        marks=pytest.mark.cpu_only,
     ),
     *rows(
         "relprop_max_pool",  # x (3, 4, 9, 8), relevance (3, 4, 5, 4)
@@ -259,6 +263,7 @@ def test_message(operations: ModuleType, name: str, position: int, bad: Any, mes
         getattr(operations, name)(*arguments)
 
 
+@pytest.mark.built_extension
 def test_without_the_extension_every_operation_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_C", None)
     monkeypatch.setattr(_library, "_import_error", ImportError("undefined symbol: abc"))

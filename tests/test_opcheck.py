@@ -13,6 +13,8 @@ from rapkernels import reference
 from rapkernels.relevance import Relevance
 from rapkernels.testing import LAYOUTS, SAMPLES, Sampler, assert_close, convert
 
+pytestmark = pytest.mark.built_extension
+
 
 def registered() -> set[str]:
     """The operations of the library, asked of the dispatcher so that none is forgotten."""

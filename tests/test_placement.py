@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -124,6 +125,30 @@ def test_pad_read_by_others_stays(value: float) -> None:
     rules = {row.operation: row.rule for row in report.rows}
     assert rules["aten.pad.default"] == "structure"
     assert float(report.worst().error.max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "pad",
+    [
+        lambda x: functional.pad(x, [1, 2, 3, 0], "reflect"),
+        lambda x: functional.pad(x, [1, 2, 0, 7], "replicate"),
+        lambda x: functional.pad(x, [1, 2, -1, 4], "replicate"),
+        lambda x: functional.pad(x, [1, 2, 4, 0], "circular"),
+        lambda x: torch.ops.aten.reflection_pad2d.default(x, [5, 1, 0, 2]),
+        lambda x: torch.ops.aten.replication_pad2d.default(x, [0, 1, 9, 2]),
+        lambda x: torch.ops.aten.replication_pad1d.default(x.flatten(1, 2), [3, 2]),
+    ],
+)
+def test_borders_give_back_to_what_they_copy(pad: Callable[[Tensor], Tensor]) -> None:
+    x = images().requires_grad_()
+    padded = pad(x)
+    last = seeded(lambda: nn.Linear(padded[0].numel(), 2))
+    model = Function(lambda m, x: m.fc(pad(x).flatten(1)), fc=last)
+    head = nn.Sequential(nn.Flatten(), last)
+    received = rk.attribute(head, padded.detach(), 1, backend="reference")
+    (expected,) = torch.autograd.grad(padded, x, received)
+    relevance = rk.attribute(model, x.detach(), 1, backend="reference")
+    torch.testing.assert_close(relevance, expected)
 
 
 @pytest.mark.parametrize(("kernel", "dilation"), [(2, 1), (4, 1), (2, 3), (3, 2)])

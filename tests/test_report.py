@@ -11,6 +11,7 @@ from torch import nn
 import rapkernels as rk
 from rapkernels.report import Report
 
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
 
 
@@ -52,14 +53,17 @@ def test_rows_follow_relevance_from_output_to_input(model: nn.Module) -> None:
         ("1", "folded"),
         ("0", "z_box"),
     ]
+    assert {report.target.device, report.score.device, report.total.device} == {CPU}
     for row in report.rows:
         for column in (row.received, row.handed_on, row.absorbed, row.magnitude, row.error):
             assert column.shape == (3,)
+            assert column.device == CPU
             assert column.dtype == torch.float64
         assert row.zeros.shape == row.non_finite.shape == (3,)
     for before, after in zip(report.rows, report.rows[1:], strict=False):
         torch.testing.assert_close(before.handed_on, after.received)
     last = report.rows[-1]
+    relevance = relevance.cpu()
     torch.testing.assert_close(last.largest, relevance.flatten(1).abs().amax(1))
     assert torch.equal(last.zeros, (relevance == 0).flatten(1).sum(1))
 
@@ -68,10 +72,10 @@ def test_totals_are_those_of_the_call(model: nn.Module) -> None:
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     relevance, report = explained(model, x, [4, 0, 2])
     with torch.no_grad():
-        logits = model(x)
+        logits = model(x).cpu()
     assert report.target.tolist() == [4, 0, 2]
-    torch.testing.assert_close(report.score, logits[torch.arange(3), report.target])
-    torch.testing.assert_close(report.total, relevance.sum((1, 2, 3)))
+    torch.testing.assert_close(report.score, logits[[0, 1, 2], [4, 0, 2]])
+    torch.testing.assert_close(report.total, relevance.sum((1, 2, 3)).cpu())
     absorbed = torch.stack([row.absorbed for row in report.rows]).sum(0)
     torch.testing.assert_close(report.total + absorbed, report.score)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import rapkernels as rk
 from rapkernels.rules import Rule, unregister_rule
+from tests.networks import drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
 
@@ -56,7 +57,7 @@ def build() -> nn.Module:
 
 
 def images() -> Tensor:
-    return torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    return drawn(2, 3, 6, 6, seed=1)
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,219 @@
+"""What only a GPU can show: graphs, streams, devices, and that the host does not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rapkernels as rk
+from rapkernels import host, reference
+from rapkernels.errors import ArgumentError, ExportError
+from rapkernels.testing import SAMPLES, Sampler, assert_close
+from rapkernels.variants import VARIANTS
+from tests.networks import NETWORKS, drawn, images, network, seeded
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning"),
+]
+OTHER_IMAGES = {"seed": 12, "dtype": torch.float32}
+
+
+def captured(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of a call and what the call returned, after calls on another stream."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+    return graph, result
+
+
+def assert_same(ours: Any, theirs: Any, operations: ModuleType) -> None:
+    """The native operations give the same bits; torch's, of the reference, add in any order."""
+    if isinstance(ours, Tensor):
+        ours, theirs = (ours,), (theirs,)
+    for one, other in zip(ours, theirs, strict=True):
+        if operations is reference:
+            assert_close(one, other, 1e-3)
+        else:
+            assert torch.equal(one, other)
+
+
+# ---- graphs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", SAMPLES)
+def test_an_operation_in_a_graph(operations: ModuleType, name: str, dtype: torch.dtype) -> None:
+    operation = getattr(operations, name)
+    fixed = SAMPLES[name](Sampler(dtype))
+    graph, result = captured(lambda: operation(*fixed))
+    for seed in (1, 2):
+        others = SAMPLES[name](Sampler(dtype, seed=seed))
+        for old, new in zip(fixed, others, strict=True):
+            if isinstance(old, Tensor):
+                old.copy_(new)
+        graph.replay()
+        assert_same(result, operation(*others), operations)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_call_in_a_graph(name: str, variant: Any, backend: Any, operations: ModuleType) -> None:
+    model = network(name, torch.float32)
+    explainer = rk.RAP(model, variant, bounds=(-5.0, 5.0), backend=backend)
+    x, target = images(dtype=torch.float32), torch.tensor([1, 2])
+    other = drawn(*x.shape, **OTHER_IMAGES)
+    for chosen in (None, 1, target):
+        fixed = x.clone()
+        graph, relevance = captured(
+            lambda fixed=fixed, chosen=chosen: explainer.attribute(fixed, chosen)
+        )
+        for given in (other, x):
+            fixed.copy_(given)
+            graph.replay()
+            assert_same(relevance, explainer.attribute(given, chosen), operations)
+
+
+def test_what_a_graph_cannot_hold(backend: Any) -> None:
+    model = seeded(NETWORKS["linear alone"], torch.float32)
+    explainer = rk.RAP(model, backend=backend)
+    x = images(dtype=torch.float32)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = x + 1
+        with pytest.raises(ExportError, match="before a CUDA graph is captured"):
+            explainer.attribute(x)
+    explainer.attribute(x)
+    bounded = rk.RAP(model, bounds=(torch.zeros(3, 1, 1, device="cpu"), 1.0), backend=backend)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = x + 1
+        with pytest.raises(ArgumentError, match="return_report must be False"):
+            explainer.attribute(x, return_report=True)
+        with pytest.raises(ArgumentError, match="target must be None, an int or a tensor"):
+            explainer.attribute(x, [0, 1])
+        with pytest.raises(ArgumentError, match="bounds must be numbers or tensors on the device"):
+            bounded.attribute(x)
+    graph.replay()
+    assert torch.equal(kept, x + 1)
+
+
+# ---- the host does not wait ---------------------------------------------------------------------
+
+
+@contextmanager
+def refusing_to_wait() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lets the read at the end of a call through; holds how many flags each one read."""
+    read, seen = host.read_flags, []
+
+    def permitted(flags: Sequence[Tensor]) -> list[bool]:
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("default")
+        found = read(flags)
+        torch.cuda.set_sync_debug_mode(before)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(host, "read_flags", permitted)
+    monkeypatch.setattr("rapkernels.attribution._warn_of_non_positive", lambda _: None)
+    return seen
+
+
+def test_waiting_is_refused() -> None:
+    with refusing_to_wait(), pytest.raises(RuntimeError, match="synchronizing"):
+        torch.ones(1).item()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_host_waits_once(name: str, variant: Any, backend: Any, reads: list[int]) -> None:
+    model = network(name, torch.float32)
+    bounds = torch.full((3, 1, 1), -5.0, device="cpu"), 5.0
+    explainer = rk.RAP(model, variant, bounds, backend)
+    x = images(dtype=torch.float32)
+    for target in (None, 1, [1, 2], torch.tensor([1, 2])):
+        explainer.attribute(x, target)
+        reads.clear()
+        with refusing_to_wait():
+            explainer.attribute(x, target)
+        assert len(reads) == 1
+
+
+# ---- streams and devices ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_runs_on_the_current_stream(name: str, backend: Any, operations: ModuleType) -> None:
+    explainer = rk.RAP(network(name, torch.float32), backend=backend)
+    given = images(dtype=torch.float32)
+    expected = explainer.attribute(given, 1)
+    x, stream = torch.zeros_like(given), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        # What does not wait for this stream finds zeros.
+        torch.cuda._sleep(20_000_000)
+        x.copy_(given)
+        relevance = explainer.attribute(x, 1)
+    stream.synchronize()
+    assert_same(relevance, expected, operations)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_current_device_need_not_be_that_of_the_tensors(variant: Any, backend: Any) -> None:
+    x = images(dtype=torch.float32)
+    for name in NETWORKS:
+        expected = rk.attribute(network(name, torch.float32), x, 1, "rap", variant, backend)
+        for index in range(1, torch.cuda.device_count()):
+            model = seeded(NETWORKS[name], torch.float32).to(f"cuda:{index}")
+            relevance = rk.attribute(model, x.to(f"cuda:{index}"), 1, "rap", variant, backend)
+            assert relevance.device.index == index
+            assert torch.cuda.current_device() == 0
+            torch.testing.assert_close(relevance.to(x.device), expected)
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_arguments_on_another_device(operations: ModuleType, name: str) -> None:
+    arguments = SAMPLES[name](Sampler())
+    for index, value in enumerate(arguments):
+        if index > 0 and isinstance(value, Tensor):
+            moved = (*arguments[:index], value.cpu(), *arguments[index + 1 :])
+            with pytest.raises((RuntimeError, NotImplementedError), match=r"device|cpu|CPU"):
+                getattr(operations, name)(*moved)
+
+
+# ---- the same bits ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_twenty_calls_give_the_same_bits(
+    name: str, variant: Any, native: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert native
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    explainer = rk.RAP(network(name, torch.float32), variant, backend="native")
+    x = images(dtype=torch.float32)
+    first = explainer.attribute(x)
+    for _ in range(19):
+        assert torch.equal(explainer.attribute(x), first)
