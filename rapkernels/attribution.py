@@ -301,9 +301,17 @@ def _settings(x: Tensor) -> Iterator[None]:
         yield
 
 
+# The CPU's convolutions were measured 10 to 30 % faster in channels-last; on CUDA it is the layout
+# of the tensor cores, which float64 does not use.
+_CHANNELS_LAST = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16),
+}
+
+
 def _fast_layout(x: Tensor) -> Tensor:
-    """Channels-last for images on the CPU, where convolutions are 10 to 30 % faster in it."""
-    if x.dim() == 4 and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    """Images in channels-last, where that is the faster layout of the device."""
+    if x.dim() == 4 and x.dtype in _CHANNELS_LAST.get(x.device.type, ()):
         return x.detach().contiguous(memory_format=torch.channels_last)
     return x.detach()
 

@@ -16,6 +16,8 @@ from bench.methods import METHODS, Call, Method
 from bench.models import main
 from bench.schema import ModelsFile, read
 
+pytestmark = pytest.mark.cpu_only
+
 
 @pytest.fixture
 def ours(backend: str) -> str:

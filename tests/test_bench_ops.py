@@ -17,6 +17,8 @@ from bench.schema import Peaks
 from bench.shapes import LayerShape, layer_shapes
 from rapkernels import reference
 
+pytestmark = pytest.mark.cpu_only
+
 PEAKS = Peaks(10.0, 100.0)
 
 

@@ -14,6 +14,8 @@ from bench import machine, schema
 from bench.render import limit_verdict, render, within_limits
 from bench.report import BEGIN, END, insert, main
 
+pytestmark = pytest.mark.cpu_only
+
 MACHINE = schema.Machine("A CPU", 2, 2, 2, "AVX2", 8.0, "Linux x86_64")
 PROVENANCE = schema.Provenance(
     "python -m bench.models",
