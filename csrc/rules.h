@@ -25,11 +25,12 @@ struct Rap {
 struct RapConv {
   template <typename T>
   static RAPKERNELS_HD Quotient<T> quotient(T relevance, T positive, T negative) {
-    const bool supports = relevance > T(0);
-    const T own = safe_quotient(relevance, supports ? positive : negative);
+    const T supporting = relevance > T(0) ? relevance : T(0);
+    const T opposing = relevance > T(0) ? T(0) : relevance;
     const T shared = safe_quotient(relevance, positive + negative);
-    const T opposed = supports ? shared : finite_or_zero(own + shared);
-    return {supports ? own : T(0), carries_message(negative) ? opposed : T(0)};
+    return {safe_quotient(supporting, positive),
+            carries_message(negative) ? finite_or_zero(safe_quotient(opposing, negative) + shared)
+                                      : T(0)};
   }
 };
 

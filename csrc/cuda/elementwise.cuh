@@ -42,17 +42,23 @@ __device__ __forceinline__ Pack<T, width> load(const T* from) {
   return *reinterpret_cast<const Pack<T, width>*>(from);
 }
 
-// As one access: nvcc takes the assignment of a struct apart.
+// nvcc would take the assignment of four words apart, and __stwb() orders memory.
+__device__ __forceinline__ void store_words(uint4* to, const uint4& words) {
+#ifdef __CUDA_ARCH__
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+#else
+  *to = words;
+#endif
+}
+
 template <int width, typename T>
 __device__ __forceinline__ void store_pack(T* to, const Pack<T, width>& pack) {
   if constexpr (sizeof(pack) == sizeof(uint4)) {
     uint4 words;
     memcpy(&words, &pack, sizeof(words));
-    __stwb(reinterpret_cast<uint4*>(to), words);
-  } else if constexpr (sizeof(pack) == sizeof(uint2)) {
-    uint2 words;
-    memcpy(&words, &pack, sizeof(words));
-    __stwb(reinterpret_cast<uint2*>(to), words);
+    store_words(reinterpret_cast<uint4*>(to), words);
   } else {
     *reinterpret_cast<Pack<T, width>*>(to) = pack;
   }

@@ -25,19 +25,10 @@ struct dim3 {
   constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
 };
 
-// CUDA's vectors of words, aligned as wide accesses need it.
-struct alignas(8) uint2 {
-  unsigned x, y;
-};
+// CUDA's vector of words, aligned as a wide access needs it.
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
-
-// A store that the compiler may not take apart.
-template <typename T>
-void __stwb(T* to, T value) {
-  *to = value;
-}
 
 // Those of the thread that runs.
 extern uint3 threadIdx, blockIdx;
