@@ -52,6 +52,7 @@ struct PoolShape {
   Windows windows[3];
 };
 
+// `nonnegative`: no entry of x is below zero, which saves work where a sign would cost registers.
 #define RAPKERNELS_DECLARE_KERNELS                                                                \
   template <typename T>                                                                           \
   void split_weight(const T* weight, T* positive, T* negative, int64_t size);                     \

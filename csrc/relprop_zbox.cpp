@@ -23,7 +23,7 @@ struct ZBox {
 ZBox zbox(const Tensor& z, const Tensor& relevance, const OptionalTensor& psi) {
   ZBox out{at::empty_like(relevance), per_sample(relevance, 0)};
   const int64_t samples = relevance.size(0);
-  RAPKERNELS_DISPATCH(relevance, "zbox", [&] {
+  RAPKERNELS_DISPATCH_ACCUMULATED(relevance, "zbox", [&] {
     device::zbox_quotient(z.const_data_ptr<scalar_t>(), relevance.const_data_ptr<scalar_t>(),
                           data_or_null(psi), out.s.mutable_data_ptr<scalar_t>(),
                           out.absorbed.mutable_data_ptr<double>(), samples,

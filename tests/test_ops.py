@@ -20,6 +20,7 @@ from rapkernels.testing import (
     Conv,
     Pool,
     Sampler,
+    assert_close,
     assert_same_relevance,
     channels_last,
     convert,
@@ -240,6 +241,16 @@ def test_pool_geometry(native: ModuleType, pool: Pool, channels: int, dtype: tor
         if set(pool.dilation) == {1}:
             arguments = (x, *state, *geometry, pool.ceil_mode, "absolute")
             agree(native, "relprop_avg_pool", convert(arguments, layout), dtype)
+
+
+def test_adaptive_windows_beyond_32_bits(native: ModuleType) -> None:
+    """Inputs times outputs of one dimension pass 2^31: windows must be worked out in 64 bits."""
+    sampler = Sampler(batch=1)
+    x, incoming = sampler.activation(1, 1, 50000), sampler.relevance(1, 1, 46000)
+    agree(native, "relprop_adaptive_max_pool", (x, incoming, None, None), torch.float64)
+    values, _, _, absorbed = native.relprop_adaptive_avg_pool(x, incoming)
+    # Sums of 46000 terms of a mean of 0.2, in another order.
+    assert_close(values.sum() + absorbed[0], incoming.sum(), 1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

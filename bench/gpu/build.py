@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -15,7 +14,7 @@ import torch
 from bench.gpu.messages import CUT_OFF, Reporter
 from bench.gpu.settings import stage_options
 from bench.machine import ROOT
-from bench.ptxas import Usage, parse, readable, table
+from bench.ptxas import Usage, demangled, parse, table
 
 # Capabilities whose newest instructions need the architecture's own target.
 SPECIFIC = {(9, 0)}
@@ -55,23 +54,7 @@ def resources(log: str) -> tuple[str, str]:
         kernels = parse(log)
     except (KeyError, ValueError) as error:
         return f"ptxas's report cannot be read ({type(error).__name__})", log
-    names = demangled([kernel.kernel for kernel in kernels])
-    rows = [
-        replace(kernel, kernel=readable(name)) for kernel, name in zip(kernels, names, strict=True)
-    ]
-    return summary(kernels), f"{summary(kernels)}\n\n{table(rows)}\n"
-
-
-def demangled(names: Sequence[str]) -> list[str]:
-    """C++ names as they are written, where c++filt is there."""
-    try:
-        done = subprocess.run(
-            ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return list(names)
-    found = done.stdout.splitlines()
-    return found if len(found) == len(names) else list(names)
+    return summary(kernels), f"{summary(kernels)}\n\n{table(demangled(kernels))}\n"
 
 
 def loaded(device: str) -> str:

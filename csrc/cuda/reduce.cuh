@@ -54,14 +54,13 @@ inline __device__ Measure shuffled_down(const Measure& value, int offset) {
           __shfl_down_sync(0xffffffffu, value.largest, offset)};
 }
 
-// The sum over all kThreads threads of a block, complete in thread 0.
+// The sum over all kThreads threads of a block, complete in thread 0. Once in a kernel: a second
+// call would need a barrier before it.
 template <typename Reduced>
 __device__ Reduced block_sum(Reduced value) {
   __shared__ Reduced of_warp[kThreads / kWarp];
   for (int offset = kWarp / 2; offset > 0; offset /= 2) value += shuffled_down(value, offset);
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  // A block may reduce more than once.
-  __syncthreads();
   if (threadIdx.x % kWarp == 0) of_warp[warp] = value;
   __syncthreads();
   if (threadIdx.x == 0) {

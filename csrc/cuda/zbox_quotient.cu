@@ -16,17 +16,16 @@ struct ZBoxQuotient {
 
   template <int width>
   __device__ void run(int64_t n, int64_t i, Sum& absorbed) const {
-    using A = Acc<T>;
     const int64_t at = n * size + i;
-    const A shift = static_cast<A>(shift_of(psi, n));
+    const T shift = static_cast<T>(shift_of(psi, n));
     const auto messages = load<width>(z + at);
     const auto r = load<width>(relevance + at);
     Pack<T, width> s;
     for (int k = 0; k < width; ++k) {
-      const A incoming = shifted(accumulated(r.at[k]), shift);
-      const A whole = accumulated(messages.at[k]);
-      s.at[k] = rounded<T>(safe_quotient(incoming, whole));
-      absorbed.add(carries_message(whole) ? A(0) : incoming);
+      const T incoming = shifted(r.at[k], shift);
+      const T whole = messages.at[k];
+      s.at[k] = safe_quotient(incoming, whole);
+      absorbed.add(carries_message(whole) ? T(0) : incoming);
     }
     store_pack(quotient + at, s);
   }
@@ -47,7 +46,6 @@ void zbox_quotient(const T* z, const T* relevance, const double* psi, T* quotien
   template void zbox_quotient(const T*, const T*, const double*, T*, double*, int64_t, int64_t);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
-RAPKERNELS_INSTANTIATE(c10::BFloat16)
 #undef RAPKERNELS_INSTANTIATE
 
 }  // namespace rapkernels::cuda
