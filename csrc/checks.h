@@ -4,7 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <cmath>
 #include <optional>
+#include <string>
 #include <string_view>
 
 #include "kernels.h"
@@ -39,7 +41,20 @@ inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t
               low == high ? "" : " to " + std::to_string(high), " dimensions, got ", t.dim());
 }
 
-// A linear layer: x (N, *, I), weight (O, I), relevance (N, *, O).
+// `t` holds one or more samples of `shape` for each sample of `other`: target by target.
+inline void check_targets(const char* op, const char* name, const Tensor& t, const char* other_name,
+                          const Tensor& other, at::IntArrayRef shape) {
+  const int64_t samples = other.size(0);
+  auto wanted = shape.vec();
+  wanted.insert(wanted.begin(), t.dim() > 0 ? t.size(0) : samples);
+  check_shape(op, name, t, wanted);
+  TORCH_CHECK(
+      t.size(0) == samples || (0 < samples && samples <= t.size(0) && t.size(0) % samples == 0), op,
+      ": ", name, " must have a multiple of the ", samples, " samples of ", other_name, ", got ",
+      t.sizes());
+}
+
+// A linear layer: x (N, *, I), weight (O, I), relevance (T N, *, O).
 inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
                          const Tensor& relevance) {
   check_storage(op, "x", x);
@@ -50,9 +65,9 @@ inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
   TORCH_CHECK(x.size(-1) == weight.size(1), op, ": x must have ", weight.size(1),
               " features in its last dimension, as weight ", weight.sizes(), " needs, got ",
               x.sizes());
-  auto shape = x.sizes().vec();
+  auto shape = x.sizes().slice(1).vec();
   shape.back() = weight.size(0);
-  check_shape(op, "relevance", relevance, shape);
+  check_targets(op, "relevance", relevance, "x", x, shape);
 }
 
 // psi, scale and total: one float64 per sample, dense from here on.
@@ -77,16 +92,32 @@ inline void check_list(const char* op, const char* name, at::IntArrayRef list, i
   }
 }
 
-inline Rule parse_rule(const char* op, std::string_view rule) {
-  if (rule == "rap") return Rule::kRap;
+inline Rule parse_rap_rule(const char* op, std::string_view rule) {
+  if (rule == "rap") return {Rule::kRap, {}};
   TORCH_CHECK(rule == "rap_conv", op, ": rule must be 'rap' or 'rap_conv', got '", rule, "'");
-  return Rule::kRapConv;
+  return {Rule::kRapConv, {}};
 }
+
+inline void check_at_least_zero(const char* op, const char* name, double value,
+                                const std::string& of = "") {
+  TORCH_CHECK(value >= 0 && std::isfinite(value), op, ": ", name,
+              " must be finite and at least 0, got ", value, of);
+}
+
+// The rule of a layer, with its parameters and the bias that it is told.
+Rule parse_rule(const char* op, std::string_view rule, at::ArrayRef<double> parameters,
+                const OptionalTensor& bias, const Tensor& weight);
 
 inline Share parse_share(const char* op, std::string_view rule) {
   if (rule == "absolute") return Share::kAbsolute;
-  TORCH_CHECK(rule == "ratio", op, ": rule must be 'absolute' or 'ratio', got '", rule, "'");
-  return Share::kRatio;
+  if (rule == "ratio") return Share::kRatio;
+  TORCH_CHECK(rule == "positive", op, ": rule must be 'absolute', 'ratio' or 'positive', got '",
+              rule, "'");
+  return Share::kPositive;
+}
+
+inline void check_stabilizer(const char* op, double stabilizer) {
+  check_at_least_zero(op, "stabilizer", stabilizer);
 }
 
 }  // namespace rapkernels

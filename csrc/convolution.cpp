@@ -4,6 +4,7 @@
 #include <ATen/ops/_convolution.h>
 #include <ATen/ops/constant_pad_nd.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 #include <torch/version.h>
 
 #include <algorithm>
@@ -59,7 +60,7 @@ ConvShape check_convolution(const char* op, const Tensor& x, const Tensor& weigh
               x.sizes());
 
   ConvShape conv{x.suggest_memory_format(), stride.vec(), {}, dilation.vec(), groups, {}, {}};
-  std::vector<int64_t> shape{x.size(0), weight.size(0)};
+  std::vector<int64_t> shape{weight.size(0)};
   for (int64_t d = 0; d < dims; ++d) {
     const int64_t low = padding[2 * d];
     const int64_t high = padding[2 * d + 1];
@@ -73,7 +74,7 @@ ConvShape check_convolution(const char* op, const Tensor& x, const Tensor& weigh
                 " in spatial dimension ", d, " with its padding, got ", x.sizes());
     shape.push_back(room / stride[d] + 1);
   }
-  check_shape(op, "relevance", relevance, shape);
+  check_targets(op, "relevance", relevance, "x", x, shape);
   return conv;
 }
 
@@ -121,9 +122,14 @@ Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& 
     return convolution(s, weight, conv, /*transposed=*/true, rest);
   }
   const std::vector<int64_t> none(conv.stride.size(), 0);
-  const auto gradients =
-      at::convolution_backward(s, x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
-                               /*transposed=*/false, none, conv.groups, {true, false, false});
+  // Only its shape is read; with several targets s has more samples than x.
+  auto shape = x.sizes().vec();
+  shape[0] = s.size(0);
+  const Tensor like =
+      shape == x.sizes() ? x : at::empty(shape, x.options().memory_format(conv.format));
+  const auto gradients = at::convolution_backward(
+      s, like, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
+      /*transposed=*/false, none, conv.groups, {true, false, false});
   return std::get<0>(gradients).contiguous(conv.format);
 }
 

@@ -35,7 +35,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv);
 // Whether a convolution of x keeps the precision of its type: not where torch allows TF32.
 bool is_full_precision(const Tensor& x);
 
-// T_W(s): the adjoint of C_W, shaped like x.
+// T_W(s): the adjoint of C_W, shaped like x but for its samples, which are those of s.
 Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
                            const ConvShape& conv);
 

@@ -1,7 +1,8 @@
 // Bridge between the device-independent ops and the kernels of each device: plain pointers only, so
 // that a .cu file needs no torch header. T is the working type: float or double, on CUDA bfloat16
 // too, whose sums and quotients are float. Memory is dense; sample n of a (N, M) operand starts at
-// n * M. psi may be null (no pending shift). Pointers are to the device's memory, structs are not.
+// n * M. psi may be null (no pending shift), and so may bias (0). Pointers are to the device's
+// memory, structs are not.
 #pragma once
 
 #include <cstdint>
@@ -13,16 +14,34 @@ namespace rapkernels {
 // Element types of tensors, where an operand may differ from the working type.
 enum class Storage { kFloat64, kFloat32, kBFloat16, kFloat16 };
 
-enum class Rule { kRap, kRapConv };
-enum class Share { kAbsolute, kRatio };
+// A scalar rule of rules.h by name, with its parameters in the order of the ops.
+struct Rule {
+  enum Kind { kRap, kRapConv, kAbsolute, kEpsilon, kGamma, kAlphaBeta };
+  Kind kind;
+  double parameters[3];
+
+  // Whether the contributions are shifted uniformly to the total. The other rules are told the
+  // bias.
+  bool shifts() const { return kind == kRap || kind == kRapConv; }
+};
+
+enum class Share { kAbsolute, kRatio, kPositive };
 
 // What the first two operands of the quotient are.
 enum class Form { kSplit /* Z+, Z- */, kAbsolute /* z, A */ };
 
+// Element i of a sample is of output channel i / inner % count.
+struct Channels {
+  int64_t count;
+  int64_t inner;
+};
+
 // Where S+ and S- of an element go: row r, column c of sample n is written at
-// n * sample_stride + r * row_stride + c, its second part `part_offset` further on.
+// n * sample_stride + r * row_stride + c, its second part `part_offset` further on. Z is that of
+// sample n % period: samples of the relevance are those of Z, target by target.
 struct SplitLayout {
   int64_t samples;
+  int64_t period;
   int64_t rows;
   int64_t columns;
   int64_t sample_stride;
@@ -44,27 +63,60 @@ struct Statistics {
   double largest;
 };
 
-// A pool in three dimensions; fewer are padded in front with windows of one position.
+// The positive and the negative relevance of one sample, and the factors that make it 1 and -1.
+struct SignedSums {
+  double positive;
+  double negative;
+  double positive_rate;
+  double negative_rate;
+};
+
+// Relevance of `samples` samples, all targets of `inputs` samples of x: sample n belongs to sample
+// n % inputs of x. Stacked operands hold a part for each term of equilibrium.h, one after the
+// other.
+struct TargetShape {
+  int64_t samples;
+  int64_t inputs;
+  int64_t size;
+};
+
+// A pool in three dimensions; fewer are padded in front with windows of one position. Relevance has
+// targets * samples samples: those of the first target first.
 struct PoolShape {
   int64_t samples;
+  int64_t targets;
   int64_t channels;
   bool channels_last;
   Windows windows[3];
 };
 
+// The channels of each position as one vector; relevance has targets * samples samples.
+struct VectorShape {
+  int64_t samples;
+  int64_t targets;
+  int64_t channels;
+  int64_t positions;
+  bool channels_last;
+};
+
 // `nonnegative`: no entry of x is below zero, which saves work where a sign would cost registers.
+// `period`: x (or z) has that many samples (rows), and sample n of the relevance goes with n %
+// period. `total`: of each sample the relevance that came in, or what was absorbed for a rule
+// without shift.
 #define RAPKERNELS_DECLARE_KERNELS                                                                \
   template <typename T>                                                                           \
   void split_weight(const T* weight, T* positive, T* negative, int64_t size);                     \
   template <typename T>                                                                           \
   void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,     \
-                      T* parts, double* total, const SplitLayout& layout, Form form, Rule rule);  \
+                      const T* bias, const Channels& channels, T* parts, double* total,           \
+                      const SplitLayout& layout, Form form, const Rule& rule);                    \
   template <typename T>                                                                           \
-  void zbox_quotient(const T* z, const T* relevance, const double* psi, T* quotient,              \
-                     double* absorbed, int64_t samples, int64_t size);                            \
+  void unsplit_quotient(const T* z, const T* relevance, const double* psi, const T* bias,         \
+                        const Channels& channels, T* quotient, double* absorbed, int64_t samples, \
+                        int64_t period, int64_t size, double factor, double stabilizer);          \
   template <typename T>                                                                           \
   void gate(const T* x, const T* first, const T* second, T* contribution, Statistics* statistics, \
-            int64_t samples, int64_t size, Gate form);                                            \
+            int64_t samples, int64_t period, int64_t size, Gate form);                            \
   template <typename T>                                                                           \
   void measure(const T* values, Statistics* statistics, int64_t samples, int64_t size);           \
   template <typename T>                                                                           \
@@ -86,17 +138,44 @@ struct PoolShape {
                     int64_t rows, int64_t inputs, int64_t outputs, bool nonnegative);             \
   template <typename T>                                                                           \
   void linear_contribution(const T* x, const void* weight, Storage storage, const T* positive,    \
-                           const T* negative, T* contribution, int64_t rows, int64_t inputs,      \
-                           int64_t outputs, bool nonnegative);                                    \
+                           const T* negative, T* contribution, int64_t rows, int64_t period,      \
+                           int64_t inputs, int64_t outputs, bool nonnegative);                    \
   template <typename T>                                                                           \
   void max_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,      \
-                const PoolShape& shape);                                                          \
+                const PoolShape& shape, bool absorb_zeros);                                       \
   template <typename T>                                                                           \
   void avg_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,      \
-                const PoolShape& shape, Share share);                                             \
+                const PoolShape& shape, Share share, double stabilizer);                          \
   template <typename T>                                                                           \
   void add(const T* a, const T* b, const T* relevance, const double* psi, T* out_a, T* out_b,     \
-           double* absorbed, int64_t samples, int64_t size, Share share);
+           double* absorbed, int64_t samples, int64_t targets, int64_t size, Share share,         \
+           double stabilizer);                                                                    \
+  template <typename T>                                                                           \
+  void neurons(const T* x, T* stacked, int64_t size);                                             \
+  template <typename T>                                                                           \
+  void signed_sums(const T* relevance, const double* psi, SignedSums* sums, int64_t samples,      \
+                   int64_t size);                                                                 \
+  template <typename T>                                                                           \
+  void equilibrium_quotient(const T* messages, const T* relevance, const double* psi,             \
+                            const SignedSums* sums, double ratio, T* quotients, double* met,      \
+                            const TargetShape& shape);                                            \
+  template <typename T>                                                                           \
+  void count_hedged(const T* x, const T* gradient, double* count, const TargetShape& shape);      \
+  template <typename T>                                                                           \
+  void equilibrium_contribution(const T* x, const T* gradients, const double* psi,                \
+                                T* contribution, const TargetShape& shape);                       \
+  void settle_equilibrium(const SignedSums* sums, const double* met, const double* count,         \
+                          const double* scale, double* psi, double* absorbed, int64_t samples);   \
+  template <typename T>                                                                           \
+  void share_squares(const T* vector, const T* relevance, const double* psi, T* out,              \
+                     double* absorbed, const VectorShape& shape);                                 \
+  template <typename T>                                                                           \
+  void sharing_quotient(const T* z, const T* bias, const double* taps, const T* relevance,        \
+                        const double* psi, T* quotient, double* share, double* absorbed,          \
+                        const VectorShape& shape);                                                \
+  template <typename T>                                                                           \
+  void sharing_contribution(const T* x, const double* share, T* gradient, Statistics* statistics, \
+                            const VectorShape& shape);
 
 namespace cpu {
 RAPKERNELS_DECLARE_KERNELS

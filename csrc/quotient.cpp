@@ -1,20 +1,23 @@
 #include "quotient.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include "device.h"
 
 namespace rapkernels {
 
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
-               const OptionalTensor& psi, Rule rule, Form form, Packing packing,
+               const OptionalTensor& psi, const Outputs& outputs, Form form, Packing packing,
                at::MemoryFormat format) {
+  TORCH_INTERNAL_ASSERT(outputs.rule.kind != Rule::kEpsilon, "epsilon has no split quotient");
   const int64_t samples = relevance.size(0);
   const int64_t size = samples ? relevance.numel() / samples : 0;
   const int64_t channels = relevance.dim() > 1 ? relevance.size(1) : 1;
 
   Parts parts;
-  SplitLayout layout{samples, 1, size, 0, 0, 0};
+  SplitLayout layout{samples, first.size(0), 1, size, 0, 0, 0};
   auto shape = relevance.sizes().vec();
   if (packing == Packing::kApart) {
     shape.insert(shape.begin(), 2);
@@ -45,23 +48,47 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
   RAPKERNELS_DISPATCH(relevance, "quotient", [&] {
     device::split_quotient(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
                            relevance.const_data_ptr<scalar_t>(), data_or_null(psi),
-                           parts.packed.mutable_data_ptr<scalar_t>(),
-                           parts.total.mutable_data_ptr<double>(), layout, form, rule);
+                           outputs.bias ? outputs.bias->const_data_ptr<scalar_t>() : nullptr,
+                           outputs.channels, parts.packed.mutable_data_ptr<scalar_t>(),
+                           parts.total.mutable_data_ptr<double>(), layout, form, outputs.rule);
   });
   return parts;
 }
 
+Part unsplit_quotient(const Tensor& z, const Tensor& relevance, const OptionalTensor& psi,
+                      const OptionalTensor& bias, const Channels& channels, double factor,
+                      double stabilizer) {
+  Part part{at::empty_like(relevance), per_sample(relevance, 0)};
+  const int64_t samples = relevance.size(0);
+  RAPKERNELS_DISPATCH(relevance, "unsplit_quotient", [&] {
+    device::unsplit_quotient(z.const_data_ptr<scalar_t>(), relevance.const_data_ptr<scalar_t>(),
+                             data_or_null(psi), bias ? bias->const_data_ptr<scalar_t>() : nullptr,
+                             channels, part.s.mutable_data_ptr<scalar_t>(),
+                             part.total.mutable_data_ptr<double>(), samples, z.size(0),
+                             samples ? relevance.numel() / samples : 0, factor, stabilizer);
+  });
+  return part;
+}
+
 Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, Gate form) {
-  const int64_t samples = x.size(0);
-  Gated out{first, empty_statistics(x)};
+  const int64_t samples = first.size(0);
+  Gated out{first, empty_statistics(first)};
   RAPKERNELS_DISPATCH(x, "gate", [&] {
     device::gate(x.const_data_ptr<scalar_t>(), first.const_data_ptr<scalar_t>(),
                  second ? second->const_data_ptr<scalar_t>() : nullptr,
                  out.values.mutable_data_ptr<scalar_t>(),
                  reinterpret_cast<Statistics*>(out.statistics.mutable_data_ptr<double>()), samples,
-                 samples ? x.numel() / samples : 0, form);
+                 x.size(0), samples ? first.numel() / samples : 0, form);
   });
   return out;
+}
+
+State settle_by_rule(const Rule& rule, const Tensor& contribution, const Tensor& statistics,
+                     const Tensor& total, const OptionalTensor& scale, at::ScalarType storage) {
+  if (rule.shifts()) return settle(contribution, statistics, total, scale, storage);
+  State state = settle(contribution, statistics, std::nullopt, scale, storage);
+  std::get<3>(state) = scale ? total * *scale : total;
+  return state;
 }
 
 namespace {
@@ -75,11 +102,12 @@ std::tuple<Tensor, Tensor, Tensor> split_quotient(const Tensor& z, const Tensor&
   check_like(op, "a", a, "z", z);
   check_like(op, "relevance", relevance, "z", z);
   check_shape(op, "a", a, z.sizes());
-  check_shape(op, "relevance", relevance, z.sizes());
-  check_per_sample(op, "psi", psi, z);
+  check_targets(op, "relevance", relevance, "z", z, z.sizes().slice(1));
+  check_per_sample(op, "psi", psi, relevance);
+  const Outputs outputs{parse_rap_rule(op, rule), std::nullopt, {}};
   const auto format = z.suggest_memory_format();
   const Parts parts = quotient(operand(z, format), operand(a, format), operand(relevance, format),
-                               psi, parse_rule(op, rule), Form::kAbsolute, Packing::kApart, format);
+                               psi, outputs, Form::kAbsolute, Packing::kApart, format);
   return {narrowed(parts.positive.clone(), z.scalar_type()),
           narrowed(parts.negative.clone(), z.scalar_type()), parts.total};
 }
@@ -90,9 +118,9 @@ std::tuple<Tensor, Tensor, Tensor> gate_op(const Tensor& x, const Tensor& gradie
   check_storage(op, "x", x);
   TORCH_CHECK(x.dim() >= 1, op, ": x must have at least 1 dimension (N, ...), got 0");
   check_like(op, "gradient", gradient, "x", x);
-  check_shape(op, "gradient", gradient, x.sizes());
-  check_per_sample(op, "total", total, x);
-  check_per_sample(op, "scale", scale, x);
+  check_targets(op, "gradient", gradient, "x", x, x.sizes().slice(1));
+  check_per_sample(op, "total", total, gradient);
+  check_per_sample(op, "scale", scale, gradient);
   const auto format = x.suggest_memory_format();
   const Tensor owned =
       gradient.to(working_type(x), /*non_blocking=*/false, /*copy=*/true).contiguous(format);

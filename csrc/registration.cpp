@@ -5,38 +5,58 @@
 RAPKERNELS_LIBRARY(RAPKERNELS_NAMESPACE, m) {
   m.def(
       "relprop_linear(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, Tensor? scale, "
-      "str rule, bool nonnegative=False) -> (Tensor, Tensor, Tensor, Tensor)");
+      "str rule, bool nonnegative=False, Tensor? bias=None, float[] parameters=[]) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_conv(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
       "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "
-      "bool nonnegative) -> (Tensor, Tensor, Tensor, Tensor)");
+      "bool nonnegative, Tensor? bias=None, float[] parameters=[]) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_zbox_linear(Tensor x, Tensor weight, Tensor low, Tensor high, Tensor relevance, "
-      "Tensor? psi, Tensor? scale) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? psi, Tensor? scale, float stabilizer=0.0) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_zbox_conv(Tensor x, Tensor weight, Tensor low, Tensor high, Tensor relevance, "
-      "Tensor? psi, Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups) "
+      "Tensor? psi, Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, "
+      "float stabilizer=0.0) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_equilibrium_linear(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, "
+      "Tensor? scale) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_equilibrium_conv(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, "
+      "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, float ratio) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_first_linear(Tensor x, Tensor weight, Tensor? bias, Tensor target, Tensor score, "
       "str rule) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_max_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale, "
-      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode, "
+      "bool absorb_zeros=True) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_avg_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale, "
-      "int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, str rule) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "int[] kernel_size, int[] stride, int[] padding, bool ceil_mode, str rule, "
+      "float stabilizer=0.0) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "relprop_adaptive_max_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "relprop_adaptive_max_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale, "
+      "bool absorb_zeros=True) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_adaptive_avg_pool(Tensor x, Tensor relevance, Tensor? psi, Tensor? scale, "
-      "str rule) -> (Tensor, Tensor, Tensor, Tensor)");
+      "str rule, float stabilizer=0.0) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "relprop_add(Tensor a, Tensor b, Tensor relevance, Tensor? psi, Tensor? scale, str rule) "
+      "relprop_add(Tensor a, Tensor b, Tensor relevance, Tensor? psi, Tensor? scale, str rule, "
+      "float stabilizer=0.0) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "share_squares(Tensor v, Tensor relevance, Tensor? psi, Tensor? scale) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_sharing_conv(Tensor x, Tensor weight, Tensor? bias, Tensor? z, Tensor relevance, "
+      "Tensor? psi, Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_sharing_linear(Tensor x, Tensor weight, Tensor? bias, Tensor relevance, "
+      "Tensor? psi, Tensor? scale) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "merge(Tensor values_a, Tensor? psi_a, Tensor? scale_a, Tensor values_b, Tensor? psi_b, "
       "Tensor? scale_b) -> (Tensor, Tensor)");

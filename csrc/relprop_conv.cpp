@@ -1,13 +1,18 @@
-// RAP's relevance step of a 1-d, 2-d or 3-d convolution (Eqs. 7-9 and the published conv rule).
+// The relevance step of a 1-d, 2-d or 3-d convolution: RAP's (Eqs. 7-9 and the published conv rule)
+// and the rules without shift.
 // The convolutions are ATen's; the quotient and the gate around them are ours.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros_like.h>
+#include <ATen/ops/zeros.h>
+
+#include <functional>
 
 #include "convolution.h"
 #include "device.h"
 #include "quotient.h"
 #include "state.h"
+#include "targets.h"
+#include "unsplit.h"
 
 namespace rapkernels {
 namespace {
@@ -64,79 +69,113 @@ Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus
           convolve(up, minus, conv).add_(convolve(down, plus, conv)), Form::kSplit};
 }
 
+// The contributions of a relevance (T N, ...); `total` is that of its quotient.
+using Step =
+    std::function<Gated(const Tensor& relevance, const OptionalTensor& psi, Tensor& total)>;
+
 // S+ and S- packed in one tensor's channels: one transposed convolution per sign of x.
-Gated packed_step(const Tensor& x, const Tensor& weight, const Messages& m, const Tensor& relevance,
-                  const OptionalTensor& psi, Rule rule, const ConvShape& conv, bool nonnegative,
-                  Tensor& total) {
-  Parts s =
-      quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kChannels, conv.format);
-  total = s.total;
-  const Tensor up = convolve_transposed(s.packed, stacked(weight, conv.format, true), x, conv);
-  if (nonnegative) return gate(x, up, std::nullopt, Gate::kProduct);
-  return gate(x, up, convolve_transposed(s.packed, stacked(weight, conv.format, false), x, conv),
-              Gate::kBySign);
+Step packed_step(const Tensor& x, const Tensor& weight, const Messages& m, const Outputs& outputs,
+                 const ConvShape& conv, bool nonnegative) {
+  const Tensor of_positive = stacked(weight, conv.format, true);
+  const Tensor of_negative = nonnegative ? Tensor() : stacked(weight, conv.format, false);
+  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
+    const Parts s = quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kChannels,
+                             conv.format);
+    total = s.total;
+    const Tensor up = convolve_transposed(s.packed, of_positive, x, conv);
+    if (nonnegative) return gate(x, up, std::nullopt, Gate::kProduct);
+    return gate(x, up, convolve_transposed(s.packed, of_negative, x, conv), Gate::kBySign);
+  };
 }
 
 // Grouped: S+ and S- apart, since packing would mix the groups.
-Gated grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, const Messages& m,
-                   const Tensor& relevance, const OptionalTensor& psi, Rule rule,
-                   const ConvShape& conv, bool nonnegative, Tensor& total) {
-  Parts s = quotient(m.first, m.second, relevance, psi, rule, m.form, Packing::kApart, conv.format);
-  total = s.total;
-  Tensor up = convolve_transposed(s.positive, plus, x, conv);
-  if (nonnegative) {
-    return gate(x, up, convolve_transposed(s.negative, minus, x, conv), Gate::kSum);
+Step grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, const Messages& m,
+                  const Outputs& outputs, const ConvShape& conv, bool nonnegative) {
+  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
+    const Parts s =
+        quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kApart, conv.format);
+    total = s.total;
+    Tensor up = convolve_transposed(s.positive, plus, x, conv);
+    if (nonnegative) {
+      return gate(x, up, convolve_transposed(s.negative, minus, x, conv), Gate::kSum);
+    }
+    up = up.add_(convolve_transposed(s.negative, minus, x, conv));
+    const Tensor down = convolve_transposed(s.positive, minus, x, conv)
+                            .add_(convolve_transposed(s.negative, plus, x, conv));
+    return gate(x, up, down, Gate::kBySign);
+  };
+}
+
+// What does not depend on the relevance is computed here, once for all targets.
+Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Outputs& outputs,
+             const ConvShape& conv, bool nonnegative) {
+  if (is_unsplit(outputs.rule)) {
+    const LinearOperator map{
+        [=](const Tensor& in, const Tensor& part) { return convolve(in, part, conv); },
+        [=](const Tensor& s, const Tensor& part) { return convolve_transposed(s, part, x, conv); }};
+    return UnsplitStep(map, x, w, z, outputs, nonnegative);
   }
-  up = up.add_(convolve_transposed(s.negative, minus, x, conv));
-  const Tensor down = convolve_transposed(s.positive, minus, x, conv)
-                          .add_(convolve_transposed(s.negative, plus, x, conv));
-  return gate(x, up, down, Gate::kBySign);
+  if (use_absolute_form(w, conv)) {
+    return packed_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
+                       nonnegative);
+  }
+  const Tensor plus = at::empty_like(w);
+  const Tensor minus = at::empty_like(w);
+  split_weight(w, plus, minus);
+  const Messages m = split_messages(x, plus, minus, conv, nonnegative);
+  return conv.groups == 1 ? packed_step(x, w, m, outputs, conv, nonnegative)
+                          : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 
 State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
                    const Tensor& relevance, OptionalTensor psi, OptionalTensor scale,
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
-                   int64_t groups, std::string_view rule, bool nonnegative) {
-  ConvShape conv = check_convolution(kOp, x, weight, relevance, stride, padding, dilation, groups);
-  check_per_sample(kOp, "psi", psi, x);
-  check_per_sample(kOp, "scale", scale, x);
+                   int64_t groups, std::string_view rule, bool nonnegative,
+                   const OptionalTensor& bias, at::ArrayRef<double> parameters) {
+  const ConvShape conv =
+      check_convolution(kOp, x, weight, relevance, stride, padding, dilation, groups);
+  check_per_sample(kOp, "psi", psi, relevance);
+  check_per_sample(kOp, "scale", scale, relevance);
   if (z) {
+    auto shape = relevance.sizes().vec();
+    shape[0] = x.size(0);
     check_like(kOp, "z", *z, "x", x);
-    check_shape(kOp, "z", *z, relevance.sizes());
+    check_shape(kOp, "z", *z, shape);
   }
-  const Rule parsed = parse_rule(kOp, rule);
+  const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
   const auto format = conv.format;
   if (x.numel() == 0 || relevance.numel() == 0) {
-    const Tensor none = at::zeros_like(x, x.options().memory_format(format));
-    return {none, per_sample(x, 0), scale ? scale->clone() : per_sample(x, 1), per_sample(x, 0)};
+    auto shape = x.sizes().vec();
+    shape[0] = relevance.size(0);
+    const Tensor none = at::zeros(shape, x.options().memory_format(format));
+    return {none, per_sample(none, 0), scale ? scale->clone() : per_sample(none, 1),
+            per_sample(none, 0)};
   }
 
-  const Tensor original = operand(x, format);
-  const Tensor in = pad_unequal(original, conv);
-  const Tensor w = operand(weight, format);
-  const Tensor incoming = operand(relevance, format);
-  // z rounded to a narrow storage type is too coarse to subtract from A.
+  const auto own = [&](const Tensor& t, at::MemoryFormat f) {
+    return subtracts_sums(parsed) ? accumulated(t, f) : operand(t, f);
+  };
+  const Tensor in = pad_unequal(own(x, format), conv);
+  // z rounded to a narrow storage type is too coarse to subtract from A, or to add a bias to.
   const bool narrow = x.scalar_type() != in.scalar_type();
   OptionalTensor known;
-  if (z && !narrow) known = operand(*z, format);
+  if (z && !narrow) known = own(*z, format);
+  const int64_t positions = relevance.numel() / (relevance.size(0) * relevance.size(1));
+  Outputs outputs{parsed,
+                  std::nullopt,
+                  {relevance.size(1), format == at::MemoryFormat::Contiguous ? positions : 1}};
+  if (bias && !parsed.shifts()) outputs.bias = own(*bias, at::MemoryFormat::Contiguous);
 
-  Tensor total;
-  Gated gated;
-  if (use_absolute_form(w, conv)) {
-    const Messages m = absolute_messages(in, w, known, conv, nonnegative);
-    gated = packed_step(in, w, m, incoming, psi, parsed, conv, nonnegative, total);
-  } else {
-    const Tensor plus = at::empty_like(w);
-    const Tensor minus = at::empty_like(w);
-    split_weight(w, plus, minus);
-    const Messages m = split_messages(in, plus, minus, conv, nonnegative);
-    gated = conv.groups == 1
-                ? packed_step(in, w, m, incoming, psi, parsed, conv, nonnegative, total)
-                : grouped_step(in, plus, minus, m, incoming, psi, parsed, conv, nonnegative, total);
-  }
-  // Padding holds zeros, so its contributions are zero and the statistics hold for the crop.
-  const Tensor values = crop_unequal(gated.values, conv);
-  return settle(values, gated.statistics, total, scale, x.scalar_type());
+  const Step step = prepare(in, own(weight, format), known, outputs, conv, nonnegative);
+  return for_target_chunks(
+      own(relevance, format), psi, scale, x.size(0), format,
+      [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit) {
+        Tensor total;
+        const Gated gated = step(incoming, shift, total);
+        // Padding holds zeros, so its contributions are zero and the statistics hold for the crop.
+        const Tensor values = crop_unequal(gated.values, conv);
+        return settle_by_rule(parsed, values, gated.statistics, total, unit, x.scalar_type());
+      });
 }
 
 }  // namespace

@@ -51,9 +51,9 @@ State relprop_first_linear(const Tensor& x, const Tensor& weight, const Optional
   }
   TORCH_CHECK(target.scalar_type() == at::kLong, kOp, ": target must be int64, got ",
               target.scalar_type());
-  check_shape(kOp, "target", target, {x.size(0)});
+  check_targets(kOp, "target", target, "x", x, {});
   check_like(kOp, "score", score, "x", x);
-  check_shape(kOp, "score", score, {x.size(0)});
+  check_shape(kOp, "score", score, target.sizes());
   TORCH_CHECK(rule == "absolute" || rule == "author", kOp,
               ": rule must be 'absolute' or 'author', got '", rule, "'");
 
@@ -69,7 +69,7 @@ State relprop_first_linear(const Tensor& x, const Tensor& weight, const Optional
   }
 
   const auto dense = at::MemoryFormat::Contiguous;
-  const Tensor in = accumulated(x, dense);
+  const Tensor in = accumulated(x, dense).repeat({target.size(0) / x.size(0), 1});
   const Tensor w = accumulated(weight.index_select(0, target), dense);
   const Tensor y = accumulated(score, dense).unsqueeze(1);
   Tensor contributions = in * w;

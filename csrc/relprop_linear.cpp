@@ -1,16 +1,19 @@
-// RAP's relevance step of a linear layer (Eqs. 7-9).
+// The relevance step of a linear layer: RAP's (Eqs. 7-9) and the rules without shift.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "device.h"
 #include "quotient.h"
 #include "state.h"
+#include "unsplit.h"
 
 namespace rapkernels {
 namespace {
@@ -19,22 +22,34 @@ constexpr const char* kOp = "relprop_linear";
 constexpr auto kDense = at::MemoryFormat::Contiguous;
 
 // On CUDA, rows from which matrix products on split slices of W are left to torch. On the CPU the
-// fused step was measured faster up to 1024 rows.
+// fused step was measured faster up to 1024 rows. Epsilon, which splits nothing, is torch's
+// anywhere.
 constexpr int64_t kManyRows = 33;
 // Outputs whose w+ and |w-| are held at a time.
 constexpr int64_t kSlice = 1024;
 
-// x (N, *, inputs) and the relevance of the outputs (N, *, outputs), dense and of one type.
+// x (N, *, inputs) and the relevance of the outputs (T N, *, outputs), dense and of one type.
 struct Incoming {
   Tensor x;
   Tensor relevance;
   OptionalTensor psi;
-  Rule rule;
+  Outputs outputs;
   bool nonnegative;
+  int64_t rows;    // of x
+  int64_t spread;  // rows of the relevance
+
+  // A tensor shaped like x or like the relevance but for its first and last dimension.
+  std::vector<int64_t> shape(int64_t samples, int64_t features) const {
+    auto sizes = x.sizes().vec();
+    sizes.front() = samples;
+    sizes.back() = features;
+    return sizes;
+  }
 
   Parts quotient(const Tensor& positive, const Tensor& negative) const {
-    return rapkernels::quotient(positive.view(relevance.sizes()), negative.view(relevance.sizes()),
-                                relevance, psi, rule, Form::kSplit, Packing::kApart, kDense);
+    const auto of_x = shape(x.size(0), relevance.size(-1));
+    return rapkernels::quotient(positive.view(of_x), negative.view(of_x), relevance, psi, outputs,
+                                Form::kSplit, Packing::kApart, kDense);
   }
 };
 
@@ -43,26 +58,39 @@ Gated fused_step(const Incoming& in, const Tensor& weight, Tensor& total) {
   const Tensor w = runs_cuda_kernels(weight) ? weight.contiguous() : accumulated(weight, kDense);
   const int64_t inputs = w.size(1);
   const int64_t outputs = w.size(0);
-  const int64_t rows = outputs ? in.relevance.numel() / outputs : 0;
   const Storage storage = storage_of(w.scalar_type());
-  Tensor positive = at::empty_like(in.relevance);
-  Tensor negative = at::empty_like(in.relevance);
-  Tensor contribution = at::empty_like(in.x);
+  Tensor positive = at::empty({in.rows, outputs}, in.x.options());
+  Tensor negative = at::empty_like(positive);
+  Tensor contribution = at::empty(in.shape(in.relevance.size(0), inputs), in.x.options());
   RAPKERNELS_DISPATCH_ACCUMULATED(in.x, kOp, [&] {
     device::linear_split(in.x.const_data_ptr<scalar_t>(), w.const_data_ptr(), storage,
                          positive.mutable_data_ptr<scalar_t>(),
-                         negative.mutable_data_ptr<scalar_t>(), rows, inputs, outputs,
+                         negative.mutable_data_ptr<scalar_t>(), in.rows, inputs, outputs,
                          in.nonnegative);
   });
   const Parts s = in.quotient(positive, negative);
   total = s.total;
   RAPKERNELS_DISPATCH_ACCUMULATED(in.x, kOp, [&] {
-    device::linear_contribution(
-        in.x.const_data_ptr<scalar_t>(), w.const_data_ptr(), storage,
-        s.positive.const_data_ptr<scalar_t>(), s.negative.const_data_ptr<scalar_t>(),
-        contribution.mutable_data_ptr<scalar_t>(), rows, inputs, outputs, in.nonnegative);
+    device::linear_contribution(in.x.const_data_ptr<scalar_t>(), w.const_data_ptr(), storage,
+                                s.positive.const_data_ptr<scalar_t>(),
+                                s.negative.const_data_ptr<scalar_t>(),
+                                contribution.mutable_data_ptr<scalar_t>(), in.spread, in.rows,
+                                inputs, outputs, in.nonnegative);
   });
   return {contribution, measure(contribution)};
+}
+
+// One matrix product forward and one back.
+Gated unsplit_step(const Incoming& in, const Tensor& w, Tensor& total) {
+  const LinearOperator map{
+      [&](const Tensor& x, const Tensor& part) {
+        return at::mm(x.view({in.rows, w.size(1)}), part.t()).view(in.shape(x.size(0), w.size(0)));
+      },
+      [&](const Tensor& s, const Tensor& part) {
+        return at::mm(s.view({in.spread, w.size(0)}), part).view(in.shape(s.size(0), w.size(1)));
+      }};
+  return UnsplitStep(map, in.x, w, std::nullopt, in.outputs, in.nonnegative)(in.relevance, in.psi,
+                                                                             total);
 }
 
 // Calls body(first output, w+, |w-|) for each slice of W.
@@ -81,9 +109,8 @@ void for_each_slice(const Tensor& w, const Body& body) {
 }
 
 // For x >= 0 half of the products fall away.
-Gated product_step(const Incoming& in, const Tensor& weight, Tensor& total) {
-  const Tensor w = operand(weight, kDense);
-  const Tensor x = in.x.view({-1, w.size(1)});
+Gated product_step(const Incoming& in, const Tensor& w, Tensor& total) {
+  const Tensor x = in.x.view({in.rows, w.size(1)});
   const Tensor up = in.nonnegative ? x : x.clamp_min(0);
   const Tensor down = in.nonnegative ? Tensor() : x.neg().clamp_min_(0);
   const Tensor positive = at::empty({x.size(0), w.size(0)}, x.options());
@@ -98,41 +125,53 @@ Gated product_step(const Incoming& in, const Tensor& weight, Tensor& total) {
   });
   const Parts s = in.quotient(positive, negative);
   total = s.total;
-  const Tensor s_plus = s.positive.view(positive.sizes());
-  const Tensor s_minus = s.negative.view(positive.sizes());
-  const Tensor above = at::zeros_like(x);
-  const Tensor below = in.nonnegative ? Tensor() : at::zeros_like(x);
+  const Tensor s_plus = s.positive.view({in.spread, w.size(0)});
+  const Tensor s_minus = s.negative.view({in.spread, w.size(0)});
+  const Tensor above = at::zeros({in.spread, w.size(1)}, x.options());
+  const Tensor below = in.nonnegative ? Tensor() : at::zeros_like(above);
   for_each_slice(w, [&](int64_t begin, const Tensor& plus, const Tensor& minus) {
     const Tensor supporting = s_plus.narrow(1, begin, plus.size(0));
     const Tensor opposing = s_minus.narrow(1, begin, plus.size(0));
     above.addmm_(supporting, plus).addmm_(opposing, minus);
     if (!in.nonnegative) below.addmm_(supporting, minus).addmm_(opposing, plus);
   });
-  const Tensor gradient = above.view(in.x.sizes());
-  return in.nonnegative ? gate(in.x, gradient, std::nullopt, Gate::kProduct)
-                        : gate(in.x, gradient, below.view(in.x.sizes()), Gate::kBySign);
+  const auto shape = in.shape(in.relevance.size(0), w.size(1));
+  return in.nonnegative ? gate(in.x, above.view(shape), std::nullopt, Gate::kProduct)
+                        : gate(in.x, above.view(shape), below.view(shape), Gate::kBySign);
 }
 
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                      OptionalTensor psi, OptionalTensor scale, std::string_view rule,
-                     bool nonnegative) {
+                     bool nonnegative, const OptionalTensor& bias,
+                     at::ArrayRef<double> parameters) {
   check_linear(kOp, x, weight, relevance);
-  check_per_sample(kOp, "psi", psi, x);
-  check_per_sample(kOp, "scale", scale, x);
-  const Rule parsed = parse_rule(kOp, rule);
+  check_per_sample(kOp, "psi", psi, relevance);
+  check_per_sample(kOp, "scale", scale, relevance);
+  const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
 
-  const int64_t inputs = weight.size(1);
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
+  const int64_t targets = x.size(0) > 0 ? relevance.size(0) / x.size(0) : 1;
+  const bool many = runs_cuda_kernels(x) && rows * targets >= kManyRows && x.numel() > 0;
+  const bool by_products = many || parsed.kind == Rule::kEpsilon;
+  const bool narrow = by_products && !subtracts_sums(parsed);
+  const auto own = [&](const Tensor& t) {
+    return narrow ? operand(t, kDense) : accumulated(t, kDense);
+  };
+  Outputs outputs{parsed, std::nullopt, {weight.size(0), 1}};
+  if (bias && !parsed.shifts()) outputs.bias = own(*bias);
+  const Incoming in{own(x), own(relevance), psi, outputs, nonnegative, rows, rows * targets};
+
   Tensor total;
   Gated gated;
-  if (runs_cuda_kernels(x) && x.numel() >= kManyRows * inputs && x.numel() > 0) {
-    const Incoming in{operand(x, kDense), operand(relevance, kDense), psi, parsed, nonnegative};
-    gated = product_step(in, weight, total);
-  } else {
-    const Incoming in{accumulated(x, kDense), accumulated(relevance, kDense), psi, parsed,
-                      nonnegative};
+  if (!by_products) {
     gated = fused_step(in, weight, total);
+  } else if (is_unsplit(parsed)) {
+    gated = unsplit_step(in, own(weight), total);
+  } else {
+    gated = product_step(in, own(weight), total);
   }
-  return settle(gated.values, gated.statistics, total, scale, x.scalar_type());
+  return settle_by_rule(parsed, gated.values, gated.statistics, total, scale, x.scalar_type());
 }
 
 }  // namespace

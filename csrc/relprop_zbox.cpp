@@ -3,33 +3,22 @@
 // cancels, and zero padding of the extended input is exactly the zero padding of l and h.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/where.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 #include "convolution.h"
 #include "device.h"
+#include "quotient.h"
 #include "state.h"
+#include "targets.h"
 
 namespace rapkernels {
 namespace {
 
-struct ZBox {
-  Tensor s;
-  Tensor absorbed;
-};
-
-ZBox zbox(const Tensor& z, const Tensor& relevance, const OptionalTensor& psi) {
-  ZBox out{at::empty_like(relevance), per_sample(relevance, 0)};
-  const int64_t samples = relevance.size(0);
-  RAPKERNELS_DISPATCH_ACCUMULATED(relevance, "zbox", [&] {
-    device::zbox_quotient(z.const_data_ptr<scalar_t>(), relevance.const_data_ptr<scalar_t>(),
-                          data_or_null(psi), out.s.mutable_data_ptr<scalar_t>(),
-                          out.absorbed.mutable_data_ptr<double>(), samples,
-                          samples ? relevance.numel() / samples : 0);
-  });
-  return out;
+Part zbox(const Tensor& z, const Tensor& relevance, const OptionalTensor& psi, double stabilizer) {
+  return unsplit_quotient(z, relevance, psi, std::nullopt, {}, /*factor=*/1, stabilizer);
 }
 
 Tensor finite(const Tensor& t) { return at::where(t.isfinite(), t, at::zeros_like(t)); }
@@ -52,12 +41,13 @@ void check_bounds(const char* op, const Tensor& x, const Tensor& low, const Tens
 
 State relprop_zbox_linear(const Tensor& x, const Tensor& weight, const Tensor& low,
                           const Tensor& high, const Tensor& relevance, OptionalTensor psi,
-                          OptionalTensor scale) {
+                          OptionalTensor scale, double stabilizer) {
   constexpr const char* op = "relprop_zbox_linear";
   check_linear(op, x, weight, relevance);
   check_bounds(op, x, low, high);
-  check_per_sample(op, "psi", psi, x);
-  check_per_sample(op, "scale", scale, x);
+  check_per_sample(op, "psi", psi, relevance);
+  check_per_sample(op, "scale", scale, relevance);
+  check_at_least_zero(op, "stabilizer", stabilizer);
 
   const auto dense = at::MemoryFormat::Contiguous;
   const int64_t inputs = weight.size(1);
@@ -69,10 +59,19 @@ State relprop_zbox_linear(const Tensor& x, const Tensor& weight, const Tensor& l
   const Tensor minus = w.clamp_max(0);
   const Tensor incoming = accumulated(relevance, dense);
   const Tensor z = at::mm(above, plus.t()).addmm_(below, minus.t());
-  const ZBox q = zbox(z.view(incoming.sizes()), incoming, psi);
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  const Part q = zbox(z.view(shape), incoming, psi, stabilizer);
   const Tensor s = q.s.view({-1, weight.size(0)});
-  const Tensor values = finite(above * at::mm(s, plus) + below * at::mm(s, minus)).view(x.sizes());
-  return settle_complete(values, q.absorbed, scale, x.scalar_type());
+  // The rows of x, once more for each target.
+  const auto over_targets = [&](const Tensor& gradient) {
+    return gradient.view({x.size(0) ? relevance.size(0) / x.size(0) : 1, above.size(0), inputs});
+  };
+  const Tensor values =
+      finite(above * over_targets(at::mm(s, plus)) + below * over_targets(at::mm(s, minus)));
+  shape = x.sizes().vec();
+  shape[0] = relevance.size(0);
+  return settle_complete(values.view(shape), q.total, scale, x.scalar_type());
 }
 
 // [x - l, x - h] or [w+, w-] along the input channels, group by group.
@@ -99,17 +98,21 @@ Tensor folded(const Tensor& both, int64_t groups) {
 State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low,
                         const Tensor& high, const Tensor& relevance, OptionalTensor psi,
                         OptionalTensor scale, at::IntArrayRef stride, at::IntArrayRef padding,
-                        at::IntArrayRef dilation, int64_t groups) {
+                        at::IntArrayRef dilation, int64_t groups, double stabilizer) {
   constexpr const char* op = "relprop_zbox_conv";
   const ConvShape conv =
       check_convolution(op, x, weight, relevance, stride, padding, dilation, groups);
   check_bounds(op, x, low, high);
-  check_per_sample(op, "psi", psi, x);
-  check_per_sample(op, "scale", scale, x);
+  check_per_sample(op, "psi", psi, relevance);
+  check_per_sample(op, "scale", scale, relevance);
+  check_at_least_zero(op, "stabilizer", stabilizer);
   const auto format = conv.format;
   if (x.numel() == 0 || relevance.numel() == 0) {
-    const Tensor none = at::zeros_like(x, x.options().memory_format(format));
-    return {none, per_sample(x, 0), scale ? scale->clone() : per_sample(x, 1), per_sample(x, 0)};
+    auto shape = x.sizes().vec();
+    shape[0] = relevance.size(0);
+    const Tensor none = at::zeros(shape, x.options().memory_format(format));
+    return {none, per_sample(none, 0), scale ? scale->clone() : per_sample(none, 1),
+            per_sample(none, 0)};
   }
 
   const Tensor in = accumulated(x, format);
@@ -120,11 +123,17 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
                   conv);
   const Tensor w = accumulated(weight, format);
   const Tensor weights = extended(w.clamp_min(0), w.clamp_max(0), 1).contiguous(format);
-  const Tensor incoming = accumulated(relevance, format);
-  const ZBox q = zbox(convolve(both, weights, conv), incoming, psi);
-  const Tensor messages = convolve_transposed(q.s, weights, both, conv).mul_(both);
-  const Tensor values = finite(folded(crop_unequal(messages, conv), groups)).contiguous(format);
-  return settle_complete(values, q.absorbed, scale, x.scalar_type());
+  const Tensor z = convolve(both, weights, conv);
+  return for_target_chunks(
+      accumulated(relevance, format), psi, scale, x.size(0), format,
+      [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit) {
+        const Part q = zbox(z, incoming, shift, stabilizer);
+        const Tensor messages = convolve_transposed(q.s, weights, both, conv);
+        messages.unflatten(0, {-1, x.size(0)}).mul_(both);
+        const Tensor values =
+            finite(folded(crop_unequal(messages, conv), groups)).contiguous(format);
+        return settle_complete(values, q.total, unit, x.scalar_type());
+      });
 }
 
 }  // namespace

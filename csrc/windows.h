@@ -34,6 +34,9 @@ struct BasicWindows {
     return to < inputs ? to : inputs;
   }
 
+  // What an average over the window of output o divides by.
+  RAPKERNELS_HD Index divisor(Index o) const { return is_adaptive() ? end(o) - begin(o) : kernel; }
+
   // Outputs first(i) to last(i), those where reads(o, i), have input i in their windows.
   RAPKERNELS_HD Index first(Index i) const {
     if (is_adaptive()) return i * outputs / inputs;

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from rapkernels import _library, reference
+from rapkernels._fakes import fake_of
 from rapkernels.reference._checks import expand
 
 __all__ = [
@@ -28,11 +28,16 @@ __all__ = [
     "relprop_add",
     "relprop_avg_pool",
     "relprop_conv",
+    "relprop_equilibrium_conv",
+    "relprop_equilibrium_linear",
     "relprop_first_linear",
     "relprop_linear",
     "relprop_max_pool",
+    "relprop_sharing_conv",
+    "relprop_sharing_linear",
     "relprop_zbox_conv",
     "relprop_zbox_linear",
+    "share_squares",
     "split_quotient",
 ]
 
@@ -65,10 +70,12 @@ def relprop_linear(
     scale: Tensor | None = None,
     rule: str = "rap",
     nonnegative: bool = False,
+    bias: Tensor | None = None,
+    parameters: Sequence[float] = (),
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_linear`."""
     result: Relprop = _registered.relprop_linear(
-        x, weight, relevance, psi, scale, rule, nonnegative
+        x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters
     )
     return result
 
@@ -87,6 +94,8 @@ def relprop_conv(
     groups: int = 1,
     rule: str = "rap_conv",
     nonnegative: bool = False,
+    bias: Tensor | None = None,
+    parameters: Sequence[float] = (),
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_conv`."""
     dims = weight.dim() - 2
@@ -103,6 +112,8 @@ def relprop_conv(
         groups,
         rule,
         nonnegative,
+        bias,
+        parameters,
     )
     return result
 
@@ -116,9 +127,12 @@ def relprop_zbox_linear(
     relevance: Tensor,
     psi: Tensor | None = None,
     scale: Tensor | None = None,
+    stabilizer: float = 0.0,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_zbox_linear`."""
-    result: Relprop = _registered.relprop_zbox_linear(x, weight, low, high, relevance, psi, scale)
+    result: Relprop = _registered.relprop_zbox_linear(
+        x, weight, low, high, relevance, psi, scale, stabilizer
+    )
     return result
 
 
@@ -135,6 +149,7 @@ def relprop_zbox_conv(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    stabilizer: float = 0.0,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_zbox_conv`."""
     dims = weight.dim() - 2
@@ -150,6 +165,50 @@ def relprop_zbox_conv(
         expand(padding, 2 * dims),
         expand(dilation, dims),
         groups,
+        stabilizer,
+    )
+    return result
+
+
+@_native
+def relprop_equilibrium_linear(
+    x: Tensor,
+    weight: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_equilibrium_linear`."""
+    result: Relprop = _registered.relprop_equilibrium_linear(x, weight, relevance, psi, scale)
+    return result
+
+
+@_native
+def relprop_equilibrium_conv(
+    x: Tensor,
+    weight: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    ratio: float = 2.0,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_equilibrium_conv`."""
+    dims = weight.dim() - 2
+    result: Relprop = _registered.relprop_equilibrium_conv(
+        x,
+        weight,
+        relevance,
+        psi,
+        scale,
+        expand(stride, dims),
+        expand(padding, 2 * dims),
+        expand(dilation, dims),
+        groups,
+        ratio,
     )
     return result
 
@@ -179,6 +238,7 @@ def relprop_max_pool(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     ceil_mode: bool = False,
+    absorb_zeros: bool = True,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_max_pool`."""
     dims = x.dim() - 2
@@ -192,6 +252,7 @@ def relprop_max_pool(
         expand(padding, dims),
         expand(dilation, dims),
         ceil_mode,
+        absorb_zeros,
     )
     return result
 
@@ -207,6 +268,7 @@ def relprop_avg_pool(
     padding: int | Sequence[int] = 0,
     ceil_mode: bool = False,
     rule: str = "absolute",
+    stabilizer: float = 0.0,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_avg_pool`."""
     dims = x.dim() - 2
@@ -220,16 +282,21 @@ def relprop_avg_pool(
         expand(padding, dims),
         ceil_mode,
         rule,
+        stabilizer,
     )
     return result
 
 
 @_native
 def relprop_adaptive_max_pool(
-    x: Tensor, relevance: Tensor, psi: Tensor | None = None, scale: Tensor | None = None
+    x: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    absorb_zeros: bool = True,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_adaptive_max_pool`."""
-    result: Relprop = _registered.relprop_adaptive_max_pool(x, relevance, psi, scale)
+    result: Relprop = _registered.relprop_adaptive_max_pool(x, relevance, psi, scale, absorb_zeros)
     return result
 
 
@@ -240,9 +307,12 @@ def relprop_adaptive_avg_pool(
     psi: Tensor | None = None,
     scale: Tensor | None = None,
     rule: str = "absolute",
+    stabilizer: float = 0.0,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_adaptive_avg_pool`."""
-    result: Relprop = _registered.relprop_adaptive_avg_pool(x, relevance, psi, scale, rule)
+    result: Relprop = _registered.relprop_adaptive_avg_pool(
+        x, relevance, psi, scale, rule, stabilizer
+    )
     return result
 
 
@@ -254,9 +324,65 @@ def relprop_add(
     psi: Tensor | None = None,
     scale: Tensor | None = None,
     rule: str = "absolute",
+    stabilizer: float = 0.0,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_add`."""
-    result: Relprop = _registered.relprop_add(a, b, relevance, psi, scale, rule)
+    result: Relprop = _registered.relprop_add(a, b, relevance, psi, scale, rule, stabilizer)
+    return result
+
+
+@_native
+def share_squares(
+    v: Tensor, relevance: Tensor, psi: Tensor | None = None, scale: Tensor | None = None
+) -> Relprop:
+    """See :func:`rapkernels.reference.share_squares`."""
+    result: Relprop = _registered.share_squares(v, relevance, psi, scale)
+    return result
+
+
+@_native
+def relprop_sharing_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_sharing_conv`."""
+    dims = weight.dim() - 2
+    result: Relprop = _registered.relprop_sharing_conv(
+        x,
+        weight,
+        bias,
+        z,
+        relevance,
+        psi,
+        scale,
+        expand(stride, dims),
+        expand(padding, 2 * dims),
+        expand(dilation, dims),
+        groups,
+    )
+    return result
+
+
+@_native
+def relprop_sharing_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    relevance: Tensor,
+    psi: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Relprop:
+    """See :func:`rapkernels.reference.relprop_sharing_linear`."""
+    result: Relprop = _registered.relprop_sharing_linear(x, weight, bias, relevance, psi, scale)
     return result
 
 
@@ -301,56 +427,6 @@ def gate(
     return result
 
 
-def _per_sample(like: Tensor) -> Tensor:
-    return like.new_empty(like.shape[0], dtype=torch.float64)
-
-
-def _dense(like: Tensor) -> Tensor:
-    """Channels-last where ``like`` is, else contiguous, as the kernels allocate their results."""
-    return torch.empty_like(like, memory_format=suggest_memory_format(like))
-
-
-def _fake_relprop(x: Tensor, *_arguments: Any) -> Relprop:
-    return _dense(x), _per_sample(x), _per_sample(x), _per_sample(x)
-
-
-def _fake_linear(x: Tensor, *_arguments: Any) -> Relprop:
-    values = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return values, _per_sample(x), _per_sample(x), _per_sample(x)
-
-
-def _fake_add(a: Tensor, *_arguments: Any) -> Relprop:
-    return _dense(a), _dense(a), _per_sample(a), _per_sample(a)
-
-
-def _fake_merge(values_a: Tensor, *_arguments: Any) -> tuple[Tensor, Tensor]:
-    return _dense(values_a), _per_sample(values_a)
-
-
-def _fake_apply_shift(values: Tensor, *_arguments: Any) -> Tensor:
-    return _dense(values)
-
-
-def _fake_split_quotient(z: Tensor, *_arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _dense(z), _dense(z), _per_sample(z)
-
-
-def _fake_gate(x: Tensor, *_arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return _dense(x), _per_sample(x), _per_sample(x)
-
-
-_FAKES: dict[str, Callable[..., Any]] = {
-    "relprop_linear": _fake_linear,
-    "relprop_zbox_linear": _fake_linear,
-    "relprop_first_linear": _fake_linear,
-    "relprop_add": _fake_add,
-    "merge": _fake_merge,
-    "apply_shift": _fake_apply_shift,
-    "split_quotient": _fake_split_quotient,
-    "gate": _fake_gate,
-}
-
-
 def _register(name: str) -> None:
     def no_derivative(_context: Any, *_gradients: Tensor | None) -> None:
         raise RuntimeError(
@@ -358,7 +434,7 @@ def _register(name: str) -> None:
             f"rapkernels.reference.{name}, which computes the same in plain PyTorch"
         )
 
-    torch.library.register_fake(f"rapkernels::{name}", _FAKES.get(name, _fake_relprop))
+    torch.library.register_fake(f"rapkernels::{name}", fake_of(name))
     torch.library.register_autograd(f"rapkernels::{name}", no_derivative)
 
 

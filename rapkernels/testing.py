@@ -59,14 +59,31 @@ Arguments = tuple[Any, ...]
 
 def _linear(s: Sampler) -> Arguments:
     x, weight = s.activation(s.batch, 5, 17), s.normal(9, 17)
-    return x, weight, s.relevance(s.batch, 5, 9), *s.pending(), "rap"
+    state = s.relevance(s.batch, 5, 9), *s.pending()
+    return x, weight, *state, "rap", not s.signed, s.normal(9), []
 
 
 def _conv(s: Sampler) -> Arguments:
     x, weight = s.activation(s.batch, 6, 9, 7), s.normal(8, 3, 3, 2)
     relevance = s.relevance(s.batch, 8, 5, 6)
+    options: Arguments = ("rap_conv", not s.signed, s.normal(8), [])
     geometry = [2, 1], [1, 2, 0, 1], [1, 2], 2
-    return x, weight, None, relevance, *s.pending(), *geometry, "rap_conv", not s.signed
+    return x, weight, None, relevance, *s.pending(), *geometry, *options
+
+
+# Two targets for each sample.
+def _of_targets(s: Sampler, *shape: int) -> tuple[Tensor, Tensor, Tensor]:
+    psi, scale = s.pending()
+    return s.relevance(2 * s.batch, *shape), psi.repeat(2), scale.repeat(2)
+
+
+def _equilibrium_linear(s: Sampler) -> Arguments:
+    return s.activation(s.batch, 5, 17), s.normal(9, 17), *_of_targets(s, 5, 9)
+
+
+def _equilibrium_conv(s: Sampler) -> Arguments:
+    x, weight = s.activation(s.batch, 6, 9, 7), s.normal(8, 3, 3, 2)
+    return x, weight, *_of_targets(s, 8, 5, 6), [2, 1], [1, 2, 0, 1], [1, 2], 2, 1.5
 
 
 def _bounds(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,13 +95,13 @@ def _bounds(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _zbox_linear(s: Sampler) -> Arguments:
     x, weight = s.normal(s.batch, 17), s.normal(9, 17)
-    return x, weight, *_bounds(x), s.relevance(s.batch, 9), *s.pending()
+    return x, weight, *_bounds(x), s.relevance(s.batch, 9), *s.pending(), 0.125
 
 
 def _zbox_conv(s: Sampler) -> Arguments:
     x, weight = s.normal(s.batch, 3, 9, 7), s.normal(4, 3, 3, 3)
     geometry = [2, 1], [1, 1, 0, 2], [1, 1], 1
-    return x, weight, *_bounds(x), s.relevance(s.batch, 4, 5, 7), *s.pending(), *geometry
+    return x, weight, *_bounds(x), s.relevance(s.batch, 4, 5, 7), *s.pending(), *geometry, 0.125
 
 
 def _first_linear(s: Sampler) -> Arguments:
@@ -119,6 +136,21 @@ def _add(s: Sampler) -> Arguments:
     return s.activation(*shape), s.activation(*shape), s.relevance(*shape), *s.pending(), "absolute"
 
 
+def _share_squares(s: Sampler) -> Arguments:
+    shape = s.batch, 4, 5, 3
+    return s.activation(*shape), s.relevance(*shape), *s.pending()
+
+
+def _sharing_conv(s: Sampler) -> Arguments:
+    x, weight, z, relevance, psi, scale, *options = _conv(s)
+    return x, weight, s.normal(8), z, relevance, psi, scale, *options[:4]
+
+
+def _sharing_linear(s: Sampler) -> Arguments:
+    x, weight, relevance, psi, scale, *_ = _linear(s)
+    return x, weight, s.normal(9), relevance, psi, scale
+
+
 def _merge(s: Sampler) -> Arguments:
     psi, scale = s.pending()
     shape = s.batch, 4, 5, 3
@@ -145,17 +177,43 @@ SAMPLES: dict[str, Callable[[Sampler], Arguments]] = {
     "relprop_conv": _conv,
     "relprop_zbox_linear": _zbox_linear,
     "relprop_zbox_conv": _zbox_conv,
+    "relprop_equilibrium_linear": _equilibrium_linear,
+    "relprop_equilibrium_conv": _equilibrium_conv,
     "relprop_first_linear": _first_linear,
     "relprop_max_pool": _max_pool,
     "relprop_avg_pool": _avg_pool,
     "relprop_adaptive_max_pool": _adaptive_max_pool,
     "relprop_adaptive_avg_pool": _adaptive_avg_pool,
     "relprop_add": _add,
+    "share_squares": _share_squares,
+    "relprop_sharing_conv": _sharing_conv,
+    "relprop_sharing_linear": _sharing_linear,
     "merge": _merge,
     "apply_shift": _apply_shift,
     "split_quotient": _split_quotient,
     "gate": _gate,
 }
+
+
+# Where an operation takes the relevances of several targets (its classes, a gradient), and what
+# else it takes per target: positions of arguments.
+TARGETED: dict[str, tuple[int, ...]] = {
+    "relprop_linear": (2, 3, 4),
+    "relprop_conv": (3, 4, 5),
+    "relprop_zbox_linear": (4, 5, 6),
+    "relprop_zbox_conv": (4, 5, 6),
+    "relprop_first_linear": (3, 4),
+    "split_quotient": (2, 3),
+    "gate": (1, 2, 3),
+}
+
+
+def with_targets(name: str, runs: Sequence[Arguments]) -> Arguments:
+    """The arguments of the first run, with the relevance of every run as one of several targets."""
+    joined = list(runs[0])
+    for position in TARGETED[name]:
+        joined[position] = torch.cat([run[position] for run in runs])
+    return tuple(joined)
 
 
 @dataclass(frozen=True)
@@ -289,7 +347,7 @@ def assert_same_relevance(name: str, actual: Any, expected: Any, tolerance: floa
     """Compare true relevance and absorbed parts of two results of the operation ``name``."""
     for ours, theirs in zip(states(name, actual), states(name, expected), strict=True):
         assert_close(ours.to_float64(), theirs.to_float64(), tolerance, name)
-    if name.startswith("relprop_") or name == "split_quotient":
+    if name.startswith(("relprop_", "share_", "split_")):
         # The last result is a sum per sample; it may cancel, so its unit is the sum of magnitudes.
         unit = sum(float(state.magnitude().sum()) for state in states(name, expected))
         unit += float(expected[-1].abs().sum())

@@ -263,9 +263,9 @@ def test_finite_at_the_edges_of_the_dtype(
 
 OTHER_RULES = {
     "relprop_first_linear": ("absolute", "author"),
-    "relprop_avg_pool": ("absolute", "ratio"),
-    "relprop_adaptive_avg_pool": ("absolute", "ratio"),
-    "relprop_add": ("absolute", "ratio"),
+    "relprop_avg_pool": ("absolute", "ratio", "positive"),
+    "relprop_adaptive_avg_pool": ("absolute", "ratio", "positive"),
+    "relprop_add": ("absolute", "ratio", "positive"),
 }
 
 

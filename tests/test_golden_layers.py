@@ -20,7 +20,7 @@ from rapkernels.relevance import Relevance
 from rapkernels.testing import assert_close
 
 GOLDEN = Path(__file__).parent / "golden"
-LAYERS = sorted(path.stem for path in GOLDEN.glob("*.npz") if not path.stem.startswith("rap_net_"))
+LAYERS = sorted(path.stem for path in GOLDEN.glob("*.npz") if "_net_" not in path.stem)
 # Where the default variant departs from the published code by design.
 AUTHOR_ONLY = {
     "rap_add",
@@ -102,6 +102,24 @@ def _avg_pool(operations: ModuleType, golden: Golden, variant: str) -> Expected:
     return {"R_in": Relevance(*result[:3])}
 
 
+def _equilibrium_max_pool(operations: ModuleType, golden: Golden, variant: str) -> Expected:
+    del variant
+    window = (int(golden[key]) for key in ("kernel", "stride", "padding"))
+    result = operations.relprop_max_pool(
+        golden["x"].clamp(min=0), golden["R_out"], None, None, *window, absorb_zeros=False
+    )
+    return {"R_in": Relevance(*result[:3])}
+
+
+def _equilibrium_avg_pool(operations: ModuleType, golden: Golden, variant: str) -> Expected:
+    del variant
+    window = (int(golden[key]) for key in ("kernel", "stride", "padding"))
+    result = operations.relprop_avg_pool(
+        golden["x"], golden["R_out"], None, None, *window, rule="positive"
+    )
+    return {"R_in": Relevance(*result[:3])}
+
+
 def _adaptive_avg_pool(operations: ModuleType, golden: Golden, variant: str) -> Expected:
     rule = "ratio" if variant == "author" else "absolute"
     result = operations.relprop_adaptive_avg_pool(golden["x"], golden["R_out"], rule=rule)
@@ -134,16 +152,32 @@ def _zbox_conv(operations: ModuleType, golden: Golden, variant: str) -> Expected
     return {"R_in": Relevance(*result[:3])}
 
 
+def _equilibrium_conv(operations: ModuleType, golden: Golden, variant: str) -> Expected:
+    del variant
+    geometry = {"stride": int(golden["stride"]), "padding": int(golden["padding"])}
+    result = operations.relprop_equilibrium_conv(
+        golden["x"],
+        golden["weight"],
+        golden["R_out"],
+        **geometry,
+        ratio=float(golden["ratio"]),
+    )
+    return {"R_in": Relevance(*result[:3])}
+
+
 # By the beginning of the file's name, the longest first.
 STEPS: dict[str, Callable[[ModuleType, Golden, str], Expected]] = {
     "rap_adaptive_avgpool": _adaptive_avg_pool,
     "rap_first_linear": _first_linear,
     "rap_batchnorm": _batchnorm,
+    "ae_avgpool": _equilibrium_avg_pool,
+    "ae_maxpool": _equilibrium_max_pool,
     "rap_avgpool": _avg_pool,
     "rap_maxpool": _max_pool,
     "rap_linear": _linear,
     "zbox_conv": _zbox_conv,
     "rap_conv": _conv,
+    "ae_conv": _equilibrium_conv,
     "rap_add": _add,
 }
 CASES = [

@@ -30,8 +30,10 @@ def rows(op: str, *cases: tuple[int, Any, str], marks: Any = ()) -> list[Any]:
 STORAGE = "must be float32, float64, float16 or bfloat16, got"
 LIKE_X = "must have the dtype of x (Double), got Float"
 ONE_EACH = "one entry per sample, got"
-RULE = "rule must be 'rap' or 'rap_conv', got 'lrp'"
-SHARE = "rule must be 'absolute' or 'ratio', got 'lrp'"
+MULTIPLE = "must have a multiple of the 3 samples of"
+RAP_RULE = "rule must be 'rap' or 'rap_conv', got 'lrp'"
+RULE = "rule must be 'rap', 'rap_conv', 'absolute', 'epsilon', 'gamma' or 'alpha_beta', got 'lrp'"
+SHARE = "rule must be 'absolute', 'ratio' or 'positive', got 'lrp'"
 
 CASES = [
     *rows(
@@ -48,11 +50,18 @@ CASES = [
         (1, zeros(9, 17, dtype=torch.float32), f"weight {LIKE_X}"),
         (2, zeros(3, 5, 9, dtype=torch.float32), f"relevance {LIKE_X}"),
         (2, zeros(3, 5, 8), "relevance must have shape [3, 5, 9], got [3, 5, 8]"),
+        (2, zeros(4, 5, 9), f"relevance {MULTIPLE} x, got [4, 5, 9]"),
+        (2, zeros(0, 5, 9), f"relevance {MULTIPLE} x, got [0, 5, 9]"),
         (3, zeros(3, dtype=torch.float32), "psi must be float64, got Float"),
         (3, zeros(2), f"psi must have shape [3], {ONE_EACH} [2]"),
         (4, zeros(3, dtype=torch.float32), "scale must be float64, got Float"),
         (4, zeros(3, 1), f"scale must have shape [3], {ONE_EACH} [3, 1]"),
         (5, "lrp", RULE),
+        (5, "epsilon", "parameters must be (epsilon) for rule 'epsilon', got 0 entries"),
+        (7, zeros(8), "bias must have shape [9], got [8]"),
+        (7, zeros(9, 1), "bias must have shape [9], got [9, 1]"),
+        (7, zeros(9, dtype=torch.float32), f"bias {LIKE_X}"),
+        (8, [0.5], "parameters must be () for rule 'rap', got 1 entries"),
     ),
     *rows(
         "relprop_conv",  # x (3, 6, 9, 7), weight (8, 3, 3, 2), relevance (3, 8, 5, 6)
@@ -75,6 +84,7 @@ CASES = [
         (2, zeros(3, 8, 5, 7), "z must have shape [3, 8, 5, 6], got [3, 8, 5, 7]"),
         (3, zeros(3, 8, 5, 6, dtype=torch.float32), f"relevance {LIKE_X}"),
         (3, zeros(3, 8, 4, 6), "relevance must have shape [3, 8, 5, 6], got [3, 8, 4, 6]"),
+        (3, zeros(7, 8, 5, 6), f"relevance {MULTIPLE} x, got [7, 8, 5, 6]"),
         (4, zeros(4), f"psi must have shape [3], {ONE_EACH} [4]"),
         (5, zeros(4), f"scale must have shape [3], {ONE_EACH} [4]"),
         (6, [1], "stride must have 2 entries, got 1"),
@@ -86,6 +96,10 @@ CASES = [
         (9, 3, "groups must be positive and divide the 8 output channels of weight, got 3"),
         (9, 0, "groups must be positive and divide the 8 output channels of weight, got 0"),
         (10, "lrp", RULE),
+        (10, "gamma", "parameters must be (gamma, stabilizer) for rule 'gamma', got 0 entries"),
+        (12, zeros(7), "bias must have shape [8], got [7]"),
+        (12, zeros(8, dtype=torch.float32), f"bias {LIKE_X}"),
+        (13, [1.0, 0.0], "parameters must be () for rule 'rap_conv', got 2 entries"),
     ),
     *rows(
         "relprop_zbox_linear",  # x (3, 17), weight (9, 17), relevance (3, 9)
@@ -100,8 +114,11 @@ CASES = [
         (3, zeros(1, dtype=torch.float32), f"high {LIKE_X}"),
         (3, zeros(1, 3, 1), "high must broadcast to the shape of x [3, 17], got [1, 3, 1]"),
         (4, zeros(3, 8), "relevance must have shape [3, 9], got [3, 8]"),
+        (4, zeros(5, 9), f"relevance {MULTIPLE} x, got [5, 9]"),
         (5, zeros(1), f"psi must have shape [3], {ONE_EACH} [1]"),
         (6, zeros(1), f"scale must have shape [3], {ONE_EACH} [1]"),
+        (7, -0.5, "stabilizer must be finite and at least 0, got -0.5"),
+        (7, float("inf"), "stabilizer must be finite and at least 0, got inf"),
     ),
     *rows(
         "relprop_zbox_conv",  # x (3, 3, 9, 7), weight (4, 3, 3, 3), relevance (3, 4, 5, 7)
@@ -118,10 +135,62 @@ CASES = [
         ),
         (3, zeros(2), "high must broadcast to the shape of x [3, 3, 9, 7], got [2]"),
         (4, zeros(3, 4, 5, 6), "relevance must have shape [3, 4, 5, 7], got [3, 4, 5, 6]"),
+        (4, zeros(2, 4, 5, 7), f"relevance {MULTIPLE} x, got [2, 4, 5, 7]"),
+        (11, -1.0, "stabilizer must be finite and at least 0, got -1"),
         (7, [2], "stride must have 2 entries, got 1"),
         (8, [1, 1], "padding must have 4 entries, got 2"),
         (9, [1], "dilation must have 2 entries, got 1"),
         (10, -1, "groups must be positive and divide the 4 output channels of weight, got -1"),
+    ),
+    *rows(
+        "relprop_equilibrium_linear",  # x (3, 5, 17), weight (9, 17), relevance (6, 5, 9)
+        (0, zeros(3, 5, 17, dtype=torch.int64), f"x {STORAGE} Long"),
+        (
+            0,
+            zeros(3, 5, 16),
+            "x must have 17 features in its last dimension, as weight [9, 17] needs, "
+            "got [3, 5, 16]",
+        ),
+        (1, zeros(9, 17, dtype=torch.float32), f"weight {LIKE_X}"),
+        (
+            2,
+            zeros(4, 5, 9),
+            "relevance must have a multiple of the 3 samples of x, got [4, 5, 9]",
+        ),
+        (
+            2,
+            zeros(0, 5, 9),
+            "relevance must have a multiple of the 3 samples of x, got [0, 5, 9]",
+        ),
+        (2, zeros(), "relevance must have shape [3, 5, 9], got []"),
+        (3, zeros(3), f"psi must have shape [6], {ONE_EACH} [3]"),
+        (4, zeros(6, dtype=torch.float32), "scale must be float64, got Float"),
+    ),
+    *rows(
+        "relprop_equilibrium_conv",  # x (3, 6, 9, 7), weight (8, 3, 3, 2), relevance (6, 8, 5, 6)
+        (0, zeros(6, 9), "x must have 3 to 5 dimensions, got 2"),
+        (
+            0,
+            zeros(3, 4, 9, 7),
+            "x must have 6 channels, as weight [8, 3, 3, 2] with 2 groups needs, got [3, 4, 9, 7]",
+        ),
+        (1, zeros(8, 3, 3), "weight must have 4 dimensions, got 3"),
+        (2, zeros(6, 8, 5, 6, dtype=torch.float32), f"relevance {LIKE_X}"),
+        (
+            2,
+            zeros(5, 8, 5, 6),
+            "relevance must have a multiple of the 3 samples of x, got [5, 8, 5, 6]",
+        ),
+        (2, zeros(3, 8, 4, 6), "relevance must have shape [3, 8, 5, 6], got [3, 8, 4, 6]"),
+        (3, zeros(3), f"psi must have shape [6], {ONE_EACH} [3]"),
+        (4, zeros(6, 1), f"scale must have shape [6], {ONE_EACH} [6, 1]"),
+        (5, [0, 1], "stride must be at least 1 in every entry, got [0, 1]"),
+        (6, [1, 1], "padding must have 4 entries, got 2"),
+        (7, [1], "dilation must have 2 entries, got 1"),
+        (8, 3, "groups must be positive and divide the 8 output channels of weight, got 3"),
+        (9, float("inf"), "ratio must be finite, got inf"),
+        (9, float("-inf"), "ratio must be finite, got -inf"),
+        (9, float("nan"), "ratio must be finite, got nan"),
     ),
     *rows(
         "relprop_first_linear",  # x (3, 17), weight (9, 17), bias (9,), target (3,), score (3,)
@@ -131,7 +200,11 @@ CASES = [
         (2, zeros(9, dtype=torch.float32), f"bias {LIKE_X}"),
         (2, zeros(8), "bias must have shape [9], got [8]"),
         (3, zeros(3, dtype=torch.int32), "target must be int64, got Int"),
-        (3, zeros(2, dtype=torch.int64), "target must have shape [3], got [2]"),
+        (
+            3,
+            zeros(2, dtype=torch.int64),
+            f"target {MULTIPLE} x, got [2]",
+        ),
         (4, zeros(3, dtype=torch.float32), f"score {LIKE_X}"),
         (4, zeros(3, 1), "score must have shape [3], got [3, 1]"),
         (5, "lrp", "rule must be 'absolute' or 'author', got 'lrp'"),
@@ -207,8 +280,73 @@ CASES = [
         ),
         (1, zeros(3, 4, 5, 1), "b must have shape [3, 4, 5, 3], got [3, 4, 5, 1]"),
         (2, zeros(3, 4, 5), "relevance must have shape [3, 4, 5, 3], got [3, 4, 5]"),
+        (
+            2,
+            zeros(5, 4, 5, 3),
+            "relevance must have a multiple of the 3 samples of a, got [5, 4, 5, 3]",
+        ),
         (3, zeros(3, dtype=torch.float32), "psi must be float64, got Float"),
         (5, "lrp", SHARE),
+    ),
+    *rows(
+        "share_squares",  # (3, 4, 5, 3)
+        (0, zeros(3, 4, 5, 3, dtype=torch.int64), f"v {STORAGE} Long"),
+        (0, zeros(3), "v must have at least 2 dimensions (N, C, ...), got 1"),
+        (
+            1,
+            zeros(3, 4, 5, 3, dtype=torch.float32),
+            "relevance must have the dtype of v (Double), got Float",
+        ),
+        (1, zeros(3, 4, 5), "relevance must have shape [3, 4, 5, 3], got [3, 4, 5]"),
+        (
+            1,
+            zeros(4, 4, 5, 3),
+            "relevance must have a multiple of the 3 samples of v, got [4, 4, 5, 3]",
+        ),
+        (2, zeros(4), f"psi must have shape [3], {ONE_EACH} [4]"),
+        (3, zeros(3, dtype=torch.float32), "scale must be float64, got Float"),
+    ),
+    *rows(
+        "relprop_sharing_conv",  # x (3, 6, 9, 7), weight (8, 3, 3, 2), relevance (3, 8, 5, 6)
+        (0, zeros(3, 6, 9, 7, dtype=torch.int32), f"x {STORAGE} Int"),
+        (
+            0,
+            zeros(3, 4, 9, 7),
+            "x must have 6 channels, as weight [8, 3, 3, 2] with 2 groups needs, got [3, 4, 9, 7]",
+        ),
+        (1, zeros(8, 3, 3), "weight must have 4 dimensions, got 3"),
+        (2, zeros(8, dtype=torch.float32), f"bias {LIKE_X}"),
+        (2, zeros(7), "bias must have shape [8], got [7]"),
+        (3, zeros(3, 8, 5, 6, dtype=torch.float32), f"z {LIKE_X}"),
+        (3, zeros(6, 8, 5, 6), "z must have shape [3, 8, 5, 6], got [6, 8, 5, 6]"),
+        (4, zeros(3, 8, 5, 6, dtype=torch.float32), f"relevance {LIKE_X}"),
+        (4, zeros(3, 8, 4, 6), "relevance must have shape [3, 8, 5, 6], got [3, 8, 4, 6]"),
+        (
+            4,
+            zeros(7, 8, 5, 6),
+            "relevance must have a multiple of the 3 samples of x, got [7, 8, 5, 6]",
+        ),
+        (5, zeros(4), f"psi must have shape [3], {ONE_EACH} [4]"),
+        (6, zeros(4), f"scale must have shape [3], {ONE_EACH} [4]"),
+        (7, [0, 1], "stride must be at least 1 in every entry, got [0, 1]"),
+        (8, [1, 1], "padding must have 4 entries, got 2"),
+        (9, [1, 1, 1], "dilation must have 2 entries, got 3"),
+        (10, 3, "groups must be positive and divide the 8 output channels of weight, got 3"),
+    ),
+    *rows(
+        "relprop_sharing_linear",  # x (3, 5, 17), weight (9, 17), relevance (3, 5, 9)
+        (0, zeros(17), "x must have at least 2 dimensions (N, *, I), got 1"),
+        (1, zeros(9, 17, 1), "weight must have 2 dimensions, got 3"),
+        (2, zeros(9, dtype=torch.float32), f"bias {LIKE_X}"),
+        (2, zeros(9, 1), "bias must have shape [9], got [9, 1]"),
+        (3, zeros(3, 5, 8), "relevance must have shape [3, 5, 9], got [3, 5, 8]"),
+        (
+            3,
+            zeros(2, 5, 9),
+            "relevance must have a multiple of the 3 samples of x, got [2, 5, 9]",
+        ),
+        (4, zeros(2), f"psi must have shape [3], {ONE_EACH} [2]"),
+        (5, zeros(3, 1), f"scale must have shape [3], {ONE_EACH} [3, 1]"),
     ),
     *rows(
         "merge",  # (3, 4, 5, 3)
@@ -241,14 +379,16 @@ CASES = [
             "a must have the dtype of z (Double), got Float",
         ),
         (2, zeros(3, 4, 5), "relevance must have shape [3, 4, 5, 3], got [3, 4, 5]"),
+        (2, zeros(4, 4, 5, 3), f"relevance {MULTIPLE} z, got [4, 4, 5, 3]"),
         (3, zeros(2), f"psi must have shape [3], {ONE_EACH} [2]"),
-        (4, "lrp", RULE),
+        (4, "lrp", RAP_RULE),
     ),
     *rows(
         "gate",  # (3, 4, 5, 3)
         (0, zeros(3, dtype=torch.int64), f"x {STORAGE} Long"),
         (1, zeros(3, 4, 5, 3, dtype=torch.float32), f"gradient {LIKE_X}"),
         (1, zeros(3, 4), "gradient must have shape [3, 4, 5, 3], got [3, 4]"),
+        (1, zeros(4, 4, 5, 3), f"gradient {MULTIPLE} x, got [4, 4, 5, 3]"),
         (2, zeros(2), f"total must have shape [3], {ONE_EACH} [2]"),
         (3, zeros(3, dtype=torch.float32), "scale must be float64, got Float"),
     ),
@@ -261,6 +401,42 @@ def test_message(operations: ModuleType, name: str, position: int, bad: Any, mes
     arguments[position] = bad
     with pytest.raises(RuntimeError, match=rf"^{re.escape(f'{name}: {message}')}($|\n)"):
         getattr(operations, name)(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("rule", "parameters", "message"),
+    [
+        ("epsilon", [-1.0], "must be finite and at least 0, got -1 for epsilon"),
+        ("epsilon", [float("nan")], "must be finite and at least 0, got nan for epsilon"),
+        ("gamma", [0.25, float("inf")], "must be finite and at least 0, got inf for stabilizer"),
+        ("alpha_beta", [1.0, -0.5, 0.0], "must be finite and at least 0, got -0.5 for beta"),
+        (
+            "alpha_beta",
+            [2.0, 1.0],
+            "must be (alpha, beta, stabilizer) for rule 'alpha_beta', got 2 entries",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("name", "position"), [("relprop_linear", 5), ("relprop_conv", 10)])
+def test_parameters(
+    operations: ModuleType,
+    name: str,
+    position: int,
+    rule: str,
+    parameters: list[float],
+    message: str,
+) -> None:
+    arguments = list(SAMPLES[name](Sampler()))
+    arguments[position], arguments[-1] = rule, parameters
+    with pytest.raises(RuntimeError, match=rf"^{re.escape(f'{name}: parameters {message}')}($|\n)"):
+        getattr(operations, name)(*arguments)
+
+
+@pytest.mark.parametrize("name", ["relprop_avg_pool", "relprop_adaptive_avg_pool", "relprop_add"])
+def test_a_negative_stabilizer_is_refused(operations: ModuleType, name: str) -> None:
+    message = rf"^{name}: stabilizer must be finite and at least 0, got -0\.5($|\n)"
+    with pytest.raises(RuntimeError, match=message):
+        getattr(operations, name)(*SAMPLES[name](Sampler()), stabilizer=-0.5)
 
 
 @pytest.mark.built_extension

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from rapkernels import reference
 from rapkernels.relevance import Relevance
-from rapkernels.testing import LAYOUTS, SAMPLES, Sampler, assert_close, convert
+from rapkernels.testing import (
+    LAYOUTS,
+    SAMPLES,
+    TARGETED,
+    Sampler,
+    assert_close,
+    convert,
+    with_targets,
+)
 
 pytestmark = pytest.mark.built_extension
 
@@ -41,6 +49,16 @@ def test_opcheck(native: ModuleType, name: str, layout: str) -> None:
     assert native
     dtype = torch.bfloat16 if layout == "contiguous" else torch.float32
     torch.library.opcheck(operation, convert(SAMPLES[name](Sampler(dtype)), LAYOUTS[layout]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", TARGETED)
+def test_opcheck_of_many_targets(native: ModuleType, name: str, layout: str) -> None:
+    assert native
+    for dtype in (torch.float32, torch.float16):
+        arguments = with_targets(name, [SAMPLES[name](Sampler(dtype))] * 3)
+        operation = getattr(torch.ops.rapkernels, name).default
+        torch.library.opcheck(operation, convert(arguments, LAYOUTS[layout]))
 
 
 @pytest.mark.parametrize("name", SAMPLES)

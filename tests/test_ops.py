@@ -54,8 +54,18 @@ LINEAR_SIZES = [1, 15, 16, 17, 31, 33, 63, 65, 511, 513, 1023, 1025, 4097]
 FLAT_SIZES = [1, 15, 16, 17, 31, 33, 63, 65, 511, 513, 1023, 1025, 16383, 16385]
 
 
+# What is left to matrix products and convolutions in bfloat16 there.
+BFLOAT16_STEPS = {
+    "relprop_conv",
+    "relprop_equilibrium_conv",
+    "relprop_equilibrium_linear",
+    "relprop_sharing_conv",
+    "relprop_sharing_linear",
+}
+
+
 def tolerance(name: str, dtype: torch.dtype) -> float:
-    if CUDA_KERNELS and name == "relprop_conv" and dtype == torch.bfloat16:
+    if CUDA_KERNELS and name in BFLOAT16_STEPS and dtype == torch.bfloat16:
         return BFLOAT16_CONV
     if ON_CUDA and name.endswith("_conv") and dtype == torch.float32:
         return CUDNN_CONV

@@ -41,6 +41,11 @@ def even(name: str, s: Sampler) -> Arguments:
             *(image, filters, image.amin(), image.amax(), incoming, psi, scale),
             *geometry,
         ),
+        "relprop_equilibrium_linear": lambda: (x, weight, scored, psi, scale),
+        "relprop_equilibrium_conv": lambda: (
+            *(image, filters, incoming, psi, scale),
+            *(*geometry, 2.0),
+        ),
         "relprop_first_linear": lambda: (
             *(x, weight, weight[:, 0], torch.arange(s.batch), scored[:, 0], "absolute"),
         ),
@@ -49,6 +54,12 @@ def even(name: str, s: Sampler) -> Arguments:
         "relprop_adaptive_max_pool": lambda: (image, pooled, psi, scale),
         "relprop_adaptive_avg_pool": lambda: (image, pooled, psi, scale, "absolute"),
         "relprop_add": lambda: (image, other, incoming, psi, scale, "absolute"),
+        "share_squares": lambda: (image, incoming, psi, scale),
+        "relprop_sharing_conv": lambda: (
+            *(image, filters, weight[:, 0], None, incoming, psi, scale),
+            *geometry,
+        ),
+        "relprop_sharing_linear": lambda: (x, weight, weight[:, 0], scored, psi, scale),
         "merge": lambda: (incoming, psi, scale, other, -psi, scale),
         "apply_shift": lambda: (incoming, psi, scale),
         "split_quotient": lambda: (other, other.abs() + image.abs(), incoming, psi, "rap"),

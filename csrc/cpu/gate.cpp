@@ -40,14 +40,14 @@ auto pick(Gate form) {
 
 template <typename T>
 void gate(const T* x, const T* first, const T* second, T* contribution, Statistics* statistics,
-          int64_t samples, int64_t size, Gate form) {
+          int64_t samples, int64_t period, int64_t size, Gate form) {
   const auto run = pick<T>(form);
   std::vector<Statistics> partial(samples * tasks_of(size));
   for_each_task(samples, size, [&](int64_t n, int64_t task, int64_t begin, int64_t end) {
     Measure<T> measure;
     for (int64_t i = begin; i < end; i += kRun) {
       const int64_t at = n * size + i;
-      run(x + at, first + at, second ? second + at : nullptr, contribution + at,
+      run(x + n % period * size + i, first + at, second ? second + at : nullptr, contribution + at,
           std::min(kRun, end - i), &measure);
     }
     partial[n * tasks_of(size) + task] = measure.value();
@@ -56,8 +56,8 @@ void gate(const T* x, const T* first, const T* second, T* contribution, Statisti
 }
 
 template void gate(const float*, const float*, const float*, float*, Statistics*, int64_t, int64_t,
-                   Gate);
-template void gate(const double*, const double*, const double*, double*, Statistics*, int64_t,
                    int64_t, Gate);
+template void gate(const double*, const double*, const double*, double*, Statistics*, int64_t,
+                   int64_t, int64_t, Gate);
 
 }  // namespace rapkernels::cpu

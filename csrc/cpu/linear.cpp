@@ -84,7 +84,7 @@ RAPKERNELS_CLONES void split_rows(const T* x, const T* weight, T* positive, T* n
 
 // gradient[s][i] += sum over `count` rows of |w| * (w x > 0 ? S+ : S-).
 template <typename T, int64_t samples, int64_t count>
-RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T* x,
+RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T* const* x,
                                        const T* positive, const T* negative, int64_t outputs,
                                        int64_t size, T* gradient) {
   using V = Vector<T>;
@@ -99,7 +99,7 @@ RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T*
     }
     for (int64_t s = 0; s < samples; ++s) {
       Lanes v, sum;
-      std::memcpy(&v, x + s * inputs + i, sizeof(v));
+      std::memcpy(&v, x[s] + i, sizeof(v));
       std::memcpy(&sum, gradient + s * inputs + i, sizeof(sum));
       for (int64_t r = 0; r < count; ++r) {
         const Lanes up = Lanes{} + positive[s * outputs + r];
@@ -113,8 +113,7 @@ RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T*
     for (int64_t s = 0; s < samples; ++s) {
       for (int64_t r = 0; r < count; ++r) {
         const T w = weight[r * inputs + i];
-        const T part =
-            w * x[s * inputs + i] > 0 ? positive[s * outputs + r] : negative[s * outputs + r];
+        const T part = w * x[s][i] > 0 ? positive[s * outputs + r] : negative[s * outputs + r];
         gradient[s * inputs + i] += magnitude(w) * part;
       }
     }
@@ -123,7 +122,7 @@ RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T*
 
 // All rows [first, last) of W onto `samples` samples.
 template <typename T, int64_t samples>
-RAPKERNELS_INLINE void accumulate_tile(const T* weight, int64_t inputs, const T* x,
+RAPKERNELS_INLINE void accumulate_tile(const T* weight, int64_t inputs, const T* const* x,
                                        const T* positive, const T* negative, int64_t outputs,
                                        int64_t first, int64_t last, int64_t size, T* gradient) {
   int64_t j = first;
@@ -138,12 +137,12 @@ RAPKERNELS_INLINE void accumulate_tile(const T* weight, int64_t inputs, const T*
 }
 
 // Columns [begin, begin + size) of the contributions, which serve as the accumulators until the
-// end.
+// end. Row n goes with row n % period of x.
 template <typename T>
 RAPKERNELS_CLONES void contribute_columns(const T* x, const T* weight, const T* positive,
                                           const T* negative, T* contribution, int64_t rows,
-                                          int64_t inputs, int64_t outputs, int64_t begin,
-                                          int64_t size) {
+                                          int64_t period, int64_t inputs, int64_t outputs,
+                                          int64_t begin, int64_t size) {
   for (int64_t n = 0; n < rows; ++n) {
     for (int64_t i = 0; i < size; ++i) contribution[n * inputs + begin + i] = T(0);
   }
@@ -151,20 +150,23 @@ RAPKERNELS_CLONES void contribute_columns(const T* x, const T* weight, const T* 
     const int64_t end = std::min(outputs, tile + kContributionTile);
     int64_t n = 0;
     for (; n + kSamples <= rows; n += kSamples) {
-      accumulate_tile<T, kSamples>(weight + begin, inputs, x + n * inputs + begin,
-                                   positive + n * outputs, negative + n * outputs, outputs, tile,
-                                   end, size, contribution + n * inputs + begin);
+      const T* of[kSamples];
+      for (int64_t s = 0; s < kSamples; ++s) of[s] = x + (n + s) % period * inputs + begin;
+      accumulate_tile<T, kSamples>(weight + begin, inputs, of, positive + n * outputs,
+                                   negative + n * outputs, outputs, tile, end, size,
+                                   contribution + n * inputs + begin);
     }
     for (; n < rows; ++n) {
-      accumulate_tile<T, 1>(weight + begin, inputs, x + n * inputs + begin, positive + n * outputs,
+      const T* of = x + n % period * inputs + begin;
+      accumulate_tile<T, 1>(weight + begin, inputs, &of, positive + n * outputs,
                             negative + n * outputs, outputs, tile, end, size,
                             contribution + n * inputs + begin);
     }
   }
   for (int64_t n = 0; n < rows; ++n) {
-    for (int64_t i = n * inputs + begin; i < n * inputs + begin + size; ++i) {
-      contribution[i] = finite_or_zero(magnitude(x[i]) * contribution[i]);
-    }
+    const T* from = x + n % period * inputs + begin;
+    T* to = contribution + n * inputs + begin;
+    for (int64_t i = 0; i < size; ++i) to[i] = finite_or_zero(magnitude(from[i]) * to[i]);
   }
 }
 
@@ -182,15 +184,15 @@ void linear_split(const T* x, const void* weight, Storage, T* positive, T* negat
 
 template <typename T>
 void linear_contribution(const T* x, const void* weight, Storage, const T* positive,
-                         const T* negative, T* contribution, int64_t rows, int64_t inputs,
-                         int64_t outputs, bool) {
+                         const T* negative, T* contribution, int64_t rows, int64_t period,
+                         int64_t inputs, int64_t outputs, bool) {
   const T* w = static_cast<const T*>(weight);
   const int64_t blocks = (inputs + kInputs - 1) / kInputs;
   at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
     for (int64_t b = first; b < last; ++b) {
       const int64_t begin = b * kInputs;
-      contribute_columns(x, w, positive, negative, contribution, rows, inputs, outputs, begin,
-                         std::min(kInputs, inputs - begin));
+      contribute_columns(x, w, positive, negative, contribution, rows, period, inputs, outputs,
+                         begin, std::min(kInputs, inputs - begin));
     }
   });
 }
@@ -199,7 +201,7 @@ void linear_contribution(const T* x, const void* weight, Storage, const T* posit
   template void linear_split(const T*, const void*, Storage, T*, T*, int64_t, int64_t, int64_t, \
                              bool);                                                             \
   template void linear_contribution(const T*, const void*, Storage, const T*, const T*, T*,     \
-                                    int64_t, int64_t, int64_t, bool);
+                                    int64_t, int64_t, int64_t, int64_t, bool);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 #undef RAPKERNELS_INSTANTIATE

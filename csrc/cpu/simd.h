@@ -150,6 +150,25 @@ inline void reduce(const std::vector<Statistics>& partial, Statistics* out, int6
 
 inline double psi_of(const double* psi, int64_t sample) { return psi ? psi[sample] : 0.0; }
 
+// The biases of elements [begin, begin + size) of a sample.
+template <typename T>
+inline void spread_bias(const T* bias, const Channels& channels, int64_t begin, int64_t size,
+                        T* out) {
+  for (int64_t k = 0; k < size;) {
+    const int64_t row = (begin + k) / channels.inner;
+    const int64_t channel = row % channels.count;
+    if (channels.inner == 1) {
+      const int64_t length = std::min(size - k, channels.count - channel);
+      std::copy_n(bias + channel, length, out + k);
+      k += length;
+    } else {
+      const int64_t length = std::min(size - k, (row + 1) * channels.inner - begin - k);
+      std::fill_n(out + k, length, bias[channel]);
+      k += length;
+    }
+  }
+}
+
 // values -> values with the pending shift applied.
 template <typename T>
 RAPKERNELS_INLINE void shift_run(const T* values, T psi, T* out, int64_t size) {

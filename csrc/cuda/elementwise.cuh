@@ -10,6 +10,7 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "../kernels.h"
 #include "../numerics.h"
 #include "reduce.cuh"
 
@@ -78,6 +79,38 @@ __device__ __forceinline__ T rounded(Acc<T> value) {
 
 inline __device__ double shift_of(const double* psi, int64_t sample) {
   return psi == nullptr ? 0.0 : psi[sample];
+}
+
+// The sample of x, of `period` ones, that sample n of the relevance goes with. A grid has fewer
+// than 2^31 blocks, so that 32 bits hold both.
+inline __device__ int64_t sample_of(int64_t n, int64_t period) {
+  return static_cast<uint32_t>(n) % static_cast<uint32_t>(period);
+}
+
+// The biases of elements i to i + width of a sample of `size`, 0 without bias.
+template <int width, typename T>
+__device__ __forceinline__ Pack<Acc<T>, width> load_bias(const T* bias, const Channels& channels,
+                                                         int64_t i, int64_t size) {
+  Pack<Acc<T>, width> out{};
+  if (bias == nullptr) return out;
+  int64_t channel, rest;
+  if (size <= UINT32_MAX) {
+    const auto at = static_cast<uint32_t>(i);
+    const auto inner = static_cast<uint32_t>(channels.inner);
+    const uint32_t row = at / inner;
+    channel = row % static_cast<uint32_t>(channels.count);
+    rest = at - row * inner;
+  } else {
+    channel = i / channels.inner % channels.count;
+    rest = i % channels.inner;
+  }
+  for (int k = 0; k < width; ++k) {
+    out.at[k] = accumulated(bias[channel]);
+    if (++rest < channels.inner) continue;
+    rest = 0;
+    channel = channel + 1 < channels.count ? channel + 1 : 0;
+  }
+  return out;
 }
 
 // Whether elements can be read `width` at a time: `size` per sample, any further strides, pointers.

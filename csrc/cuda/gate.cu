@@ -12,13 +12,14 @@ struct GateBody {
   const T* first;
   const T* second;
   T* contribution;  // may be `first`
+  int64_t period;
   int64_t size;
 
   template <int width>
   __device__ void run(int64_t n, int64_t i, Measure& measure) const {
     using A = Acc<T>;
     const int64_t at = n * size + i;
-    const auto inputs = load<width>(x + at);
+    const auto inputs = load<width>(x + sample_of(n, period) * size + i);
     const auto g = load<width>(first + at);
     Pack<T, width> h{};
     if (form != Gate::kProduct) h = load<width>(second + at);
@@ -44,9 +45,9 @@ struct GateBody {
 
 template <typename T, Gate form>
 void run(const T* x, const T* first, const T* second, T* contribution, Statistics* statistics,
-         int64_t samples, int64_t size) {
+         int64_t samples, int64_t period, int64_t size) {
   constexpr int wide = kAccess / sizeof(T);
-  reduce_elementwise<wide>("gate", GateBody<T, form>{x, first, second, contribution, size},
+  reduce_elementwise<wide>("gate", GateBody<T, form>{x, first, second, contribution, period, size},
                            statistics, samples, size,
                            fits(wide, sizeof(T), {size}, {x, first, second, contribution}));
 }
@@ -55,15 +56,16 @@ void run(const T* x, const T* first, const T* second, T* contribution, Statistic
 
 template <typename T>
 void gate(const T* x, const T* first, const T* second, T* contribution, Statistics* statistics,
-          int64_t samples, int64_t size, Gate form) {
+          int64_t samples, int64_t period, int64_t size, Gate form) {
   const auto kernel = form == Gate::kProduct ? run<T, Gate::kProduct>
                       : form == Gate::kSum   ? run<T, Gate::kSum>
                                              : run<T, Gate::kBySign>;
-  kernel(x, first, second, contribution, statistics, samples, size);
+  kernel(x, first, second, contribution, statistics, samples, period, size);
 }
 
-#define RAPKERNELS_INSTANTIATE(T) \
-  template void gate(const T*, const T*, const T*, T*, Statistics*, int64_t, int64_t, Gate);
+#define RAPKERNELS_INSTANTIATE(T)                                                              \
+  template void gate(const T*, const T*, const T*, T*, Statistics*, int64_t, int64_t, int64_t, \
+                     Gate);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 RAPKERNELS_INSTANTIATE(c10::BFloat16)

@@ -47,15 +47,23 @@ __device__ __forceinline__ void warp_sums(A* values, int lane, int& base) {
   }
 }
 
-// One layer, for rows of x from `first` on, at most as many as the kernel is compiled for.
+// One layer, for rows from `first` on, at most as many as the kernel is compiled for: forward rows
+// of x, backward rows of S, of which row r goes with row r % period of x.
 template <typename A, typename W>
 struct Layer {
   const A* x;
   const W* weight;
   int64_t first;
   int64_t rows;
+  int64_t period;
   int64_t inputs;
   int64_t outputs;
+
+  // The row of x for row s of a group of S; beyond the last row the last one.
+  __device__ const A* row_of_x(int64_t s) const {
+    const int64_t row = first + s < rows ? first + s : rows - 1;
+    return x + row % period * inputs;
+  }
 
   // From the first row to row s of the group, with `length` entries in each. Beyond the last row
   // the last one is read again, and its result is not written. In 32 bits, which saves registers.
@@ -221,13 +229,13 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  const A* row = layer.x + layer.first * layer.inputs + i;
 #pragma unroll
   for (int s = 0; s < samples; ++s) {
+    const A* row = nonnegative ? nullptr : layer.row_of_x(s) + i;
     __syncthreads();
 #pragma unroll
     for (int k = 0; k < width; ++k) {
-      const bool below = !nonnegative && inside && row[layer.offset(s, layer.inputs) + k] < A(0);
+      const bool below = !nonnegative && inside && row[k] < A(0);
       of_warp[warp][lane * width + k] = below ? down[s][k] : up[s][k];
     }
     __syncthreads();
@@ -243,12 +251,14 @@ __global__ void __launch_bounds__(kThreads)
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
     gate_pieces(const A* partial, const A* x, A* contribution, int64_t pieces, int64_t samples,
-                int64_t inputs, int64_t rows) {
+                int64_t inputs, int64_t first, int64_t rows, int64_t period) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= rows * inputs) return;
   A sum = A(0);
   for (int64_t p = 0; p < pieces; ++p) sum += partial[p * samples * inputs + at];
-  contribution[at] = finite_or_zero(magnitude(x[at]) * sum);
+  const int64_t row = at / inputs;
+  const A v = x[(first + row) % period * inputs + (at - row * inputs)];
+  contribution[at] = finite_or_zero(magnitude(v) * sum);
 }
 
 template <typename A, typename W, int samples, int width, bool nonnegative>
@@ -277,8 +287,8 @@ void contribute(const Layer<A, W>& layer, const A* positive, const A* negative, 
   const int64_t rows = std::min<int64_t>(samples, layer.rows - layer.first);
   const int64_t from = layer.first * layer.inputs;
   launch("linear_contribution", gate_pieces<A>, ceil_div(rows * layer.inputs, kThreads), kThreads,
-         partial.as<const A>(), layer.x + from, contribution + from, outputs.pieces, samples,
-         layer.inputs, rows);
+         partial.as<const A>(), layer.x, contribution + from, outputs.pieces, samples, layer.inputs,
+         layer.first, rows, layer.period);
 }
 
 // Calls body(samples, width), two compile-time constants, for each group of rows of x.
@@ -335,7 +345,7 @@ void split_rows(const T* x, const void* weight, Storage storage, T* positive, T*
                 int64_t rows, int64_t inputs, int64_t outputs) {
   with_weight<T>(weight, storage, [&](auto* w) {
     using W = std::remove_const_t<std::remove_pointer_t<decltype(w)>>;
-    Layer<T, W> layer{x, w, 0, rows, inputs, outputs};
+    Layer<T, W> layer{x, w, 0, rows, rows, inputs, outputs};
     for_each_group<kMost<T, W, nonnegative>>(layer, [&](auto samples, auto width) {
       split<T, W, samples(), width(), nonnegative>(layer, positive, negative);
     });
@@ -344,11 +354,11 @@ void split_rows(const T* x, const void* weight, Storage storage, T* positive, T*
 
 template <bool nonnegative, typename T>
 void contribute_rows(const T* x, const void* weight, Storage storage, const T* positive,
-                     const T* negative, T* contribution, int64_t rows, int64_t inputs,
-                     int64_t outputs) {
+                     const T* negative, T* contribution, int64_t rows, int64_t period,
+                     int64_t inputs, int64_t outputs) {
   with_weight<T>(weight, storage, [&](auto* w) {
     using W = std::remove_const_t<std::remove_pointer_t<decltype(w)>>;
-    Layer<T, W> layer{x, w, 0, rows, inputs, outputs};
+    Layer<T, W> layer{x, w, 0, rows, period, inputs, outputs};
     for_each_group<kMost<T, W, nonnegative>>(layer, [&](auto samples, auto width) {
       contribute<T, W, samples(), width(), nonnegative>(layer, positive, negative, contribution);
     });
@@ -366,17 +376,17 @@ void linear_split(const T* x, const void* weight, Storage storage, T* positive, 
 
 template <typename T>
 void linear_contribution(const T* x, const void* weight, Storage storage, const T* positive,
-                         const T* negative, T* contribution, int64_t rows, int64_t inputs,
-                         int64_t outputs, bool nonnegative) {
+                         const T* negative, T* contribution, int64_t rows, int64_t period,
+                         int64_t inputs, int64_t outputs, bool nonnegative) {
   const auto kernel = nonnegative ? contribute_rows<true, T> : contribute_rows<false, T>;
-  kernel(x, weight, storage, positive, negative, contribution, rows, inputs, outputs);
+  kernel(x, weight, storage, positive, negative, contribution, rows, period, inputs, outputs);
 }
 
 #define RAPKERNELS_INSTANTIATE(T)                                                               \
   template void linear_split(const T*, const void*, Storage, T*, T*, int64_t, int64_t, int64_t, \
                              bool);                                                             \
   template void linear_contribution(const T*, const void*, Storage, const T*, const T*, T*,     \
-                                    int64_t, int64_t, int64_t, bool);
+                                    int64_t, int64_t, int64_t, int64_t, bool);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 #undef RAPKERNELS_INSTANTIATE

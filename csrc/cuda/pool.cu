@@ -1,8 +1,10 @@
 // Max and average pooling in one to three dimensions, fixed or adaptive windows, both layouts.
 // First every output finds its winner or its factor, then every input gathers what the outputs that
-// read it send: overlapping windows add up in a fixed order without atomics.
+// read it send: overlapping windows add up in a fixed order without atomics. What the windows hold
+// is looked at with the relevance of the first target; the other targets use what that found.
 #include "../rules.h"
 #include "elementwise.cuh"
+#include "targets.cuh"
 
 namespace rapkernels::cuda {
 namespace {
@@ -66,6 +68,14 @@ struct Geometry {
     }
   }
 
+  // What an average over an output's window divides by.
+  __device__ Index divisor(Index output) const {
+    const Index row = output / out.size[2];
+    const Index o0 = row / out.size[1];
+    return w0.divisor(o0) * w1.divisor(row - o0 * out.size[1]) *
+           w2.divisor(output - row * out.size[2]);
+  }
+
   // Calls body(position) for every output position that reads an input, row-major.
   template <typename Body>
   __device__ void visit_readers(Index input, const Body& body) const {
@@ -113,6 +123,22 @@ bool is_small(const PoolShape& shape) {
   return small;
 }
 
+// The samples of the targets after the first.
+template <typename T>
+struct Further {
+  const T* relevance;
+  const double* psi;
+  double* absorbed;
+  int64_t samples;
+
+  Further(const T* of_all, const double* psi_of_all, double* absorbed_of_all,
+          const PoolShape& shape)
+      : relevance(of_all + shape.samples * outputs_of(shape)),
+        psi(psi_of_all == nullptr ? nullptr : psi_of_all + shape.samples),
+        absorbed(absorbed_of_all + shape.samples),
+        samples((shape.targets - 1) * shape.samples) {}
+};
+
 // The position that wins each output, -1 where none does.
 template <typename T, typename G>
 struct Winners {
@@ -122,6 +148,7 @@ struct Winners {
   const T* relevance;
   const double* psi;
   Index* winners;
+  bool absorb_zeros;
   G geometry;
 
   template <int width>
@@ -140,10 +167,30 @@ struct Winners {
       }
     });
     const int64_t at = geometry.out.sample(n) + i;
-    const bool reached = winner != -1 && best != A(0);
+    const bool reached = winner != -1 && !(absorb_zeros && best == A(0));
     const A shift = static_cast<A>(shift_of(psi, n));
     absorbed.add(reached ? A(0) : shifted(accumulated(relevance[at]), shift));
     winners[at] = reached ? winner : -1;
+  }
+};
+
+// What the windows without a winner absorb of a further target.
+template <typename T, typename G>
+struct Unwon {
+  using Reduced = Sum;
+  using Index = typename G::Index;
+  const T* relevance;
+  const double* psi;
+  const Index* winners;
+  int64_t samples;
+  G geometry;
+
+  template <int width>
+  __device__ void run(int64_t m, int64_t i, Sum& absorbed) const {
+    using A = Acc<T>;
+    const A r = shifted(accumulated(relevance[geometry.out.sample(m) + i]),
+                        static_cast<A>(shift_of(psi, m)));
+    absorbed.add(winners[geometry.out.sample(operand_sample(m, samples)) + i] == -1 ? r : A(0));
   }
 };
 
@@ -155,6 +202,7 @@ struct GatherMax {
   const double* psi;
   const Index* winners;
   T* out;
+  int64_t samples;
   G geometry;
 
   template <int width>
@@ -162,18 +210,28 @@ struct GatherMax {
     using A = Acc<T>;
     Index channel, input;
     geometry.in.find(static_cast<Index>(i), channel, input);
-    const int64_t from = geometry.out.sample(n);
+    const T* incoming = relevance + geometry.out.sample(n);
+    const Index* winner = winners + geometry.out.sample(operand_sample(n, samples));
     const A shift = static_cast<A>(shift_of(psi, n));
     A sum = A(0);
     geometry.visit_readers(input, [&](Index output) {
-      const int64_t at = from + geometry.out.at(channel, output);
-      if (winners[at] == input) {
-        sum = finite_or_zero(sum + shifted(accumulated(relevance[at]), shift));
+      const Index at = geometry.out.at(channel, output);
+      if (winner[at] == input) {
+        sum = finite_or_zero(sum + shifted(accumulated(incoming[at]), shift));
       }
     });
     out[geometry.in.sample(n) + i] = rounded<T>(sum);
   }
 };
+
+template <typename A>
+__device__ A factor(A relevance, A sum, A stabilizer, Sum& absorbed) {
+  const A added = stabilizing(sum, stabilizer);
+  const A whole = sum + added;
+  const A quotient = safe_quotient(relevance, whole);
+  absorbed.add(carries_message(whole) ? finite_or_zero(added * quotient) : relevance);
+  return quotient;
+}
 
 // Relevance per unit of weight in each output's window.
 template <typename T, typename S, typename G>
@@ -184,6 +242,8 @@ struct Factors {
   const T* relevance;
   const double* psi;
   Acc<T>* factors;
+  Acc<T>* wholes;  // for further targets; null where there are none
+  Acc<T> stabilizer;
   G geometry;
 
   template <int width>
@@ -197,9 +257,34 @@ struct Factors {
       whole += S::weight(accumulated(plane[geometry.in.at(channel, position)]));
     });
     const int64_t at = geometry.out.sample(n) + i;
+    if (wholes != nullptr) wholes[at] = whole;
     const A r = shifted(accumulated(relevance[at]), static_cast<A>(shift_of(psi, n)));
-    factors[at] = safe_quotient(r, whole);
-    absorbed.add(carries_message(whole) ? A(0) : r);
+    const A of_sum = stabilizer * static_cast<A>(geometry.divisor(output));
+    factors[at] = factor(r, whole, of_sum, absorbed);
+  }
+};
+
+template <typename T, typename G>
+struct FurtherFactors {
+  using Reduced = Sum;
+  const T* relevance;
+  const double* psi;
+  const Acc<T>* wholes;
+  Acc<T>* factors;
+  int64_t samples;
+  Acc<T> stabilizer;
+  G geometry;
+
+  template <int width>
+  __device__ void run(int64_t m, int64_t i, Sum& absorbed) const {
+    using A = Acc<T>;
+    typename G::Index channel, output;
+    geometry.out.find(static_cast<typename G::Index>(i), channel, output);
+    const int64_t at = geometry.out.sample(m) + i;
+    const A r = shifted(accumulated(relevance[at]), static_cast<A>(shift_of(psi, m)));
+    const A of_sum = stabilizer * static_cast<A>(geometry.divisor(output));
+    factors[at] =
+        factor(r, wholes[geometry.out.sample(operand_sample(m, samples)) + i], of_sum, absorbed);
   }
 };
 
@@ -210,6 +295,7 @@ struct GatherAverage {
   const T* x;
   const Acc<T>* factors;
   T* out;
+  int64_t samples;
   G geometry;
 
   template <int width>
@@ -218,7 +304,7 @@ struct GatherAverage {
     Index channel, input;
     geometry.in.find(static_cast<Index>(i), channel, input);
     const int64_t at = geometry.in.sample(n) + i;
-    const A weight = S::weight(accumulated(x[at]));
+    const A weight = S::weight(accumulated(x[geometry.in.sample(operand_sample(n, samples)) + i]));
     const Acc<T>* of_sample = factors + geometry.out.sample(n);
     A sum = A(0);
     geometry.visit_readers(input, [&](Index output) {
@@ -230,29 +316,52 @@ struct GatherAverage {
 
 template <typename T, typename Index>
 void run_max(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
-             const PoolShape& shape) {
+             const PoolShape& shape, bool absorb_zeros) {
   using G = Geometry<Index>;
   const G g(shape);
   const int64_t outputs = outputs_of(shape);
   const Workspace winners(shape.samples * outputs * static_cast<int64_t>(sizeof(Index)));
-  reduce_elementwise<1>("max_pool", Winners<T, G>{x, relevance, psi, winners.as<Index>(), g},
+  reduce_elementwise<1>("max_pool",
+                        Winners<T, G>{x, relevance, psi, winners.as<Index>(), absorb_zeros, g},
                         absorbed, shape.samples, outputs, /*aligned=*/false);
-  launch_elementwise<1>("max_pool",
-                        GatherMax<T, G>{relevance, psi, winners.as<const Index>(), out, g}, nullptr,
-                        shape.samples, inputs_of(shape), /*aligned=*/false);
+  const Further<T> further(relevance, psi, absorbed, shape);
+  if (further.samples > 0) {
+    reduce_elementwise<1>(
+        "max_pool",
+        Unwon<T, G>{further.relevance, further.psi, winners.as<const Index>(), shape.samples, g},
+        further.absorbed, further.samples, outputs, /*aligned=*/false);
+  }
+  launch_elementwise<1>(
+      "max_pool", GatherMax<T, G>{relevance, psi, winners.as<const Index>(), out, shape.samples, g},
+      nullptr, shape.targets * shape.samples, inputs_of(shape), /*aligned=*/false);
 }
 
 template <typename T, typename S, typename Index>
 void run_average(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
-                 const PoolShape& shape) {
+                 const PoolShape& shape, double stabilizer) {
   using G = Geometry<Index>;
   const G g(shape);
   const int64_t outputs = outputs_of(shape);
-  const Workspace factors(shape.samples * outputs * static_cast<int64_t>(sizeof(Acc<T>)));
-  reduce_elementwise<1>("avg_pool", Factors<T, S, G>{x, relevance, psi, factors.as<Acc<T>>(), g},
+  const Further<T> further(relevance, psi, absorbed, shape);
+  constexpr int64_t bytes = sizeof(Acc<T>);
+  const auto away = static_cast<Acc<T>>(stabilizer);
+  const int64_t all = shape.targets * shape.samples;
+  const Workspace factors(all * outputs * bytes);
+  const Workspace wholes(further.samples > 0 ? shape.samples * outputs * bytes : 0);
+  Acc<T>* kept = further.samples > 0 ? wholes.as<Acc<T>>() : nullptr;
+  reduce_elementwise<1>("avg_pool",
+                        Factors<T, S, G>{x, relevance, psi, factors.as<Acc<T>>(), kept, away, g},
                         absorbed, shape.samples, outputs, /*aligned=*/false);
-  launch_elementwise<1>("avg_pool", GatherAverage<T, S, G>{x, factors.as<const Acc<T>>(), out, g},
-                        nullptr, shape.samples, inputs_of(shape), /*aligned=*/false);
+  if (further.samples > 0) {
+    reduce_elementwise<1>("avg_pool",
+                          FurtherFactors<T, G>{further.relevance, further.psi, kept,
+                                               factors.as<Acc<T>>() + shape.samples * outputs,
+                                               shape.samples, away, g},
+                          further.absorbed, further.samples, outputs, /*aligned=*/false);
+  }
+  launch_elementwise<1>(
+      "avg_pool", GatherAverage<T, S, G>{x, factors.as<const Acc<T>>(), out, shape.samples, g},
+      nullptr, all, inputs_of(shape), /*aligned=*/false);
 }
 
 template <typename T, typename S>
@@ -264,22 +373,24 @@ auto pick_average(const PoolShape& shape) {
 
 template <typename T>
 void max_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
-              const PoolShape& shape) {
+              const PoolShape& shape, bool absorb_zeros) {
   const auto kernel = is_small(shape) ? run_max<T, int32_t> : run_max<T, int64_t>;
-  kernel(x, relevance, psi, out, absorbed, shape);
+  kernel(x, relevance, psi, out, absorbed, shape, absorb_zeros);
 }
 
 template <typename T>
 void avg_pool(const T* x, const T* relevance, const double* psi, T* out, double* absorbed,
-              const PoolShape& shape, Share share) {
+              const PoolShape& shape, Share share, double stabilizer) {
   const auto kernel = share == Share::kAbsolute ? pick_average<T, AbsoluteShare>(shape)
-                                                : pick_average<T, RatioShare>(shape);
-  kernel(x, relevance, psi, out, absorbed, shape);
+                      : share == Share::kRatio  ? pick_average<T, RatioShare>(shape)
+                                                : pick_average<T, PositiveShare>(shape);
+  kernel(x, relevance, psi, out, absorbed, shape, stabilizer);
 }
 
-#define RAPKERNELS_INSTANTIATE(T)                                                           \
-  template void max_pool(const T*, const T*, const double*, T*, double*, const PoolShape&); \
-  template void avg_pool(const T*, const T*, const double*, T*, double*, const PoolShape&, Share);
+#define RAPKERNELS_INSTANTIATE(T)                                                                 \
+  template void max_pool(const T*, const T*, const double*, T*, double*, const PoolShape&, bool); \
+  template void avg_pool(const T*, const T*, const double*, T*, double*, const PoolShape&, Share, \
+                         double);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 RAPKERNELS_INSTANTIATE(c10::BFloat16)

@@ -1,5 +1,7 @@
 // The fused quotient: one pass over (Z+, Z-, R) or (z, A, R) that applies the pending shift on
-// load, writes S+ and S-, and sums the relevance per sample.
+// load, writes S+ and S-, and sums per sample the relevance, or what a rule without shift absorbs.
+#include <type_traits>
+
 #include "../rules.h"
 #include "elementwise.cuh"
 
@@ -9,10 +11,13 @@ namespace {
 template <typename T, typename R, Form form>
 struct SplitQuotient {
   using Reduced = Sum;
+  R rule;
   const T* first;
   const T* second;
   const T* relevance;
   const double* psi;
+  const T* bias;
+  Channels channels;
   T* parts;
   SplitLayout layout;
   int64_t size;
@@ -33,20 +38,29 @@ struct SplitQuotient {
   template <int width>
   __device__ void run(int64_t n, int64_t i, Sum& sum) const {
     using A = Acc<T>;
-    const int64_t at = n * size + i;
+    const int64_t z_at = sample_of(n, layout.period) * size + i;
     const A shift = static_cast<A>(shift_of(psi, n));
-    const auto a = load<width>(first + at);
-    const auto b = load<width>(second + at);
-    const auto r = load<width>(relevance + at);
+    const auto a = load<width>(first + z_at);
+    const auto b = load<width>(second + z_at);
+    const auto r = load<width>(relevance + n * size + i);
+    Pack<A, width> offsets{};
+    if constexpr (!R::shifts) offsets = load_bias<width>(bias, channels, i, size);
     Pack<T, width> plus, minus;
     for (int k = 0; k < width; ++k) {
       Quotient<A> z{accumulated(a.at[k]), accumulated(b.at[k])};
       if (form == Form::kAbsolute) z = split_absolute(z.positive, z.negative);
       const A incoming = shifted(accumulated(r.at[k]), shift);
-      const Quotient<A> s = R::quotient(incoming, z.positive, z.negative);
-      plus.at[k] = rounded<T>(s.positive);
-      minus.at[k] = rounded<T>(s.negative);
-      sum.add(incoming);
+      if constexpr (R::shifts) {
+        const Quotient<A> s = R::quotient(incoming, z.positive, z.negative);
+        plus.at[k] = rounded<T>(s.positive);
+        minus.at[k] = rounded<T>(s.negative);
+        sum.add(incoming);
+      } else {
+        const Shares<A> s = rule.shares(incoming, z.positive, z.negative, offsets.at[k]);
+        plus.at[k] = rounded<T>(s.positive);
+        minus.at[k] = rounded<T>(s.negative);
+        sum.add(s.absorbed);
+      }
     }
     T* to = parts + n * layout.sample_stride + place(i);
     store_pack(to, plus);
@@ -54,37 +68,42 @@ struct SplitQuotient {
   }
 };
 
-template <typename T, typename R, Form form>
-void run(const T* first, const T* second, const T* relevance, const double* psi, T* parts,
-         double* total, const SplitLayout& layout) {
+template <typename T, typename Body>
+void run(const Body& body, double* total) {
   constexpr int wide = kAccess / sizeof(T);
-  const int64_t size = layout.rows * layout.columns;
+  const SplitLayout& layout = body.layout;
   const bool aligned =
       fits(wide, sizeof(T),
-           {size, layout.columns, layout.sample_stride, layout.row_stride, layout.part_offset},
-           {first, second, relevance, parts});
-  reduce_elementwise<wide>(
-      "split_quotient",
-      SplitQuotient<T, R, form>{first, second, relevance, psi, parts, layout, size}, total,
-      layout.samples, size, aligned);
+           {body.size, layout.columns, layout.sample_stride, layout.row_stride, layout.part_offset},
+           {body.first, body.second, body.relevance, body.parts});
+  reduce_elementwise<wide>("split_quotient", body, total, layout.samples, body.size, aligned);
 }
 
 }  // namespace
 
 template <typename T>
 void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,
-                    T* parts, double* total, const SplitLayout& layout, Form form, Rule rule) {
-  const bool absolute = form == Form::kAbsolute;
-  const auto kernel =
-      rule == Rule::kRap
-          ? (absolute ? run<T, Rap, Form::kAbsolute> : run<T, Rap, Form::kSplit>)
-          : (absolute ? run<T, RapConv, Form::kAbsolute> : run<T, RapConv, Form::kSplit>);
-  kernel(first, second, relevance, psi, parts, total, layout);
+                    const T* bias, const Channels& channels, T* parts, double* total,
+                    const SplitLayout& layout, Form form, const Rule& rule) {
+  const int64_t size = layout.rows * layout.columns;
+  with_rule<Acc<T>>(rule, [&](const auto& typed) {
+    using R = std::decay_t<decltype(typed)>;
+    if (form == Form::kAbsolute) {
+      run<T>(SplitQuotient<T, R, Form::kAbsolute>{typed, first, second, relevance, psi, bias,
+                                                  channels, parts, layout, size},
+             total);
+    } else {
+      run<T>(SplitQuotient<T, R, Form::kSplit>{typed, first, second, relevance, psi, bias, channels,
+                                               parts, layout, size},
+             total);
+    }
+  });
 }
 
-#define RAPKERNELS_INSTANTIATE(T)                                                        \
-  template void split_quotient(const T*, const T*, const T*, const double*, T*, double*, \
-                               const SplitLayout&, Form, Rule);
+#define RAPKERNELS_INSTANTIATE(T)                                                      \
+  template void split_quotient(const T*, const T*, const T*, const double*, const T*,  \
+                               const Channels&, T*, double*, const SplitLayout&, Form, \
+                               const Rule&);
 RAPKERNELS_INSTANTIATE(float)
 RAPKERNELS_INSTANTIATE(double)
 RAPKERNELS_INSTANTIATE(c10::BFloat16)

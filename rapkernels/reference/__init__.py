@@ -7,6 +7,7 @@ Equation numbers are those of Nam et al., "Relative Attributing Propagation", AA
 """
 
 from rapkernels.reference._contribution import gate, relprop_conv, relprop_linear, split_quotient
+from rapkernels.reference._equilibrium import relprop_equilibrium_conv, relprop_equilibrium_linear
 from rapkernels.reference._first_step import relprop_first_linear
 from rapkernels.reference._input_layer import relprop_zbox_conv, relprop_zbox_linear
 from rapkernels.reference._junctions import apply_shift, merge, relprop_add
@@ -15,6 +16,11 @@ from rapkernels.reference._pooling import (
     relprop_adaptive_max_pool,
     relprop_avg_pool,
     relprop_max_pool,
+)
+from rapkernels.reference._sharing import (
+    relprop_sharing_conv,
+    relprop_sharing_linear,
+    share_squares,
 )
 
 __all__ = [
@@ -26,10 +32,15 @@ __all__ = [
     "relprop_add",
     "relprop_avg_pool",
     "relprop_conv",
+    "relprop_equilibrium_conv",
+    "relprop_equilibrium_linear",
     "relprop_first_linear",
     "relprop_linear",
     "relprop_max_pool",
+    "relprop_sharing_conv",
+    "relprop_sharing_linear",
     "relprop_zbox_conv",
     "relprop_zbox_linear",
+    "share_squares",
     "split_quotient",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +21,7 @@ NAMES = {
     torch.uint8: "Byte",
     torch.bool: "Bool",
 }
-RULES = ("rap", "rap_conv")
-SHARES = ("absolute", "ratio")
+SHARES = ("absolute", "ratio", "positive")
 FIRST_RULES = ("absolute", "author")
 
 
@@ -111,9 +111,23 @@ def check_list(op: str, name: str, values: Sequence[int], length: int, least: in
     )
 
 
-def check_choice(op: str, rule: str, choices: tuple[str, str]) -> None:
-    first, second = choices
-    require(rule in choices, f"{op}: rule must be '{first}' or '{second}', got '{rule}'")
+def check_choice(op: str, rule: str, choices: tuple[str, ...]) -> None:
+    *most, last = (f"'{choice}'" for choice in choices)
+    require(rule in choices, f"{op}: rule must be {', '.join(most)} or {last}, got '{rule}'")
+
+
+def check_targets(
+    op: str, name: str, tensor: Tensor, other_name: str, other: Tensor, shape: Sequence[int]
+) -> None:
+    """``tensor`` holds one or more samples of ``shape`` for each sample of ``other``."""
+    samples = other.shape[0]
+    given = tensor.shape[0] if tensor.dim() > 0 else samples
+    check_shape(op, name, tensor, [given, *shape])
+    require(
+        given == samples or (0 < samples <= given and given % samples == 0),
+        f"{op}: {name} must have a multiple of the {samples} samples of {other_name}, got "
+        f"{_shape(tensor)}",
+    )
 
 
 def check_linear(op: str, x: Tensor, weight: Tensor, relevance: Tensor) -> None:
@@ -127,7 +141,14 @@ def check_linear(op: str, x: Tensor, weight: Tensor, relevance: Tensor) -> None:
         f"{op}: x must have {weight.shape[1]} features in its last dimension, as weight "
         f"{_shape(weight)} needs, got {_shape(x)}",
     )
-    check_shape(op, "relevance", relevance, [*x.shape[:-1], weight.shape[0]])
+    check_targets(op, "relevance", relevance, "x", x, [*x.shape[1:-1], weight.shape[0]])
+
+
+def check_stabilizer(op: str, value: float) -> None:
+    require(
+        0 <= value < math.inf,
+        f"{op}: stabilizer must be finite and at least 0, got {value:g}",
+    )
 
 
 def check_bound(op: str, name: str, bound: Tensor, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""RAP of linear and convolution layers (Eqs. 7-9)."""
+"""Linear and convolution layers: RAP (Eqs. 7-9) and the LRP rules."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from rapkernels.reference._checks import (
-    RULES,
     check_choice,
     check_like,
     check_linear,
@@ -16,47 +15,58 @@ from rapkernels.reference._checks import (
     check_per_sample,
     check_samples,
     check_shape,
+    check_targets,
 )
 from rapkernels.reference._convolution import ConvMap, LinearMap, conv_map
+from rapkernels.reference._scalar_rules import (
+    SHIFTED,
+    check_rule,
+    not_handed_on,
+    quotients,
+    rap_quotients,
+)
 from rapkernels.reference._state import (
     Relprop,
     accumulate,
-    carries_message,
-    divide,
+    leave,
     leave_shifted,
     read,
     sample_sum,
 )
+from rapkernels.reference._targets import for_each_target
 from rapkernels.relevance import saturate
 
 
-def quotients(
-    relevance: Tensor, positive: Tensor, negative: Tensor, rule: str
-) -> tuple[Tensor, Tensor]:
-    """The scalar rule ``(R, Z+, |Z-|) -> (S+, S-)`` of each output."""
-    meets_positive, meets_negative = carries_message(positive), carries_message(negative)
-    both = positive + negative
-    shared = divide(relevance, both, meets_negative & carries_message(both))
-    if rule == "rap":
-        return divide(relevance, positive, meets_positive), shared
-    return (
-        divide(relevance.clamp(min=0), positive, meets_positive),
-        divide(relevance.clamp(max=0), negative, meets_negative) + shared,
-    )
-
-
-def _contributions(
-    layer: LinearMap | ConvMap, x: Tensor, weight: Tensor, relevance: Tensor, rule: str
-) -> Tensor:
+def _propagate(
+    layer: LinearMap | ConvMap,
+    x: Tensor,
+    weight: Tensor,
+    relevance: Tensor,
+    psi: Tensor | None,
+    scale: Tensor | None,
+    rule: str,
+    bias: Tensor | None,
+    parameters: Sequence[float],
+) -> Relprop:
+    dtype, incoming = x.dtype, read(relevance, psi)
+    x, weight = accumulate(x), accumulate(weight)
+    offset = weight.new_zeros(weight.shape[0]) if bias is None else accumulate(bias)
     w_pos, w_neg = weight.clamp(min=0), (-weight).clamp(min=0)
     x_pos, x_neg = x.clamp(min=0), (-x).clamp(min=0)
     # Messages are signed by x w: those of x- change sides.
     z_pos = layer.forward(x_pos, w_pos) + layer.forward(x_neg, w_neg)
     z_neg = layer.forward(x_pos, w_neg) + layer.forward(x_neg, w_pos)
-    s_pos, s_neg = quotients(relevance, z_pos, z_neg, rule)
-    return x_pos * (layer.adjoint(s_pos, w_pos) + layer.adjoint(s_neg, w_neg)) + x_neg * (
+    x_pos, x_neg, z_pos, z_neg = (
+        for_each_target(tensor, relevance) for tensor in (x_pos, x_neg, z_pos, z_neg)
+    )
+    s_pos, s_neg = quotients(incoming, z_pos, z_neg, layer.per_output(offset), rule, parameters)
+    contribution = x_pos * (layer.adjoint(s_pos, w_pos) + layer.adjoint(s_neg, w_neg)) + x_neg * (
         layer.adjoint(s_pos, w_neg) + layer.adjoint(s_neg, w_pos)
     )
+    if rule in SHIFTED:
+        return leave_shifted(contribution, sample_sum(incoming), scale, dtype)
+    absorbed = not_handed_on(incoming, s_pos * z_pos + s_neg * z_neg)
+    return leave(contribution, sample_sum(absorbed), scale, dtype)
 
 
 def relprop_linear(
@@ -67,8 +77,10 @@ def relprop_linear(
     scale: Tensor | None = None,
     rule: str = "rap",
     nonnegative: bool = False,  # noqa: ARG001
+    bias: Tensor | None = None,
+    parameters: Sequence[float] = (),
 ) -> Relprop:
-    """Propagate relevance through ``x weight^T`` by RAP (Eqs. 7-9 of the RAP paper).
+    """Propagate relevance through ``x weight^T``: RAP (Eqs. 7-9 of the RAP paper) or an LRP rule.
 
     With the messages ``m_ij = x_i w_ij``, their positive sum ``Z+_j`` and the magnitude ``Z-_j`` of
     their negative sum, the contributions of rule "rap" are (Eq. 7)
@@ -84,29 +96,51 @@ def relprop_linear(
     The uniform shift (Eqs. 8-9) ``psi = (sum C - sum R) / #[C != 0]`` of each sample is left
     pending, over all dimensions but the first. The bias of the layer plays no part.
 
+    The other rules do not shift. Rule "absolute" is RAP's first step (Eq. 6) for relevance at
+    several outputs, again without bias: ``C_i = sum_j |m_ij| R_j / (Z+_j + Z-_j)``. The LRP rules
+    are those of the library zennit, whose treatment of bias and stabilizer was found by running it
+    (tests/test_lrp_rules.py compares). With ``b+``, ``b-`` the signed parts of the bias and
+    ``stab(z) = z + s sign(z)``, ``sign(0) = 1``, for the stabilizer ``s``:
+
+    - "epsilon", parameters ``(s,)``: ``C_i = sum_j m_ij R_j / stab(Z+_j - Z-_j + b_j)``. 0 for
+      ``s`` is LRP-0, its division guarded.
+    - "gamma", parameters ``(gamma, s)``: an output with ``Z+_j - Z-_j + b_j > 0`` shares in
+      proportion to ``m_ij + gamma m+_ij`` over ``stab((1 + gamma) Z+_j - Z-_j + b_j + gamma
+      b+_j)``, one below 0 in proportion to ``m_ij + gamma m-_ij`` over ``stab(Z+_j - (1 + gamma)
+      Z-_j + b_j + gamma b-_j)``; an output of exactly 0 hands nothing on.
+    - "alpha_beta", parameters ``(alpha, beta, s)``: ``C_i = alpha sum_j m+_ij R_j / stab(Z+_j +
+      b+_j) - beta sum_j |m-_ij| R_j / stab(Z-_j + |b-_j|)``. ``alpha - beta = 1`` is not asked for
+      here; (1, 0, s) is the z+ rule.
+
+    The rules "w2" and "flat" are "epsilon" with ones in the place of ``x`` and ``w^2`` or ones in
+    that of the weight; zennit's bias is then ``b^2`` or none.
+
     Args:
         x: ``(N, *, I)``, the layer's input, float64, float32, bfloat16 or float16.
         weight: ``(O, I)``, in the dtype of ``x``.
-        relevance: ``(N, *, O)``, values of the incoming state, in the dtype of ``x``.
-        psi: ``(N,)`` float64, its pending shift, or None for 0.
-        scale: ``(N,)`` float64, its pending scale, or None for 1.
-        rule: "rap" or "rap_conv".
+        relevance: ``(T N, *, O)``, values of the incoming state, in the dtype of ``x``: T
+            relevances of each sample, that of target t and sample n at ``t N + n``.
+        psi: ``(T N,)`` float64, its pending shift, or None for 0.
+        scale: ``(T N,)`` float64, its pending scale, or None for 1.
+        rule: "rap", "rap_conv", "absolute", "epsilon", "gamma" or "alpha_beta".
         nonnegative: the caller's promise that no entry of ``x`` is negative, which saves work.
+        bias: ``(O,)``, in the dtype of ``x``, or None for 0.
+        parameters: those of the rule, finite and at least 0.
 
     Returns:
-        ``(values, psi, scale, absorbed)``: values shaped like ``x``, the rest ``(N,)`` float64.
-        ``absorbed`` is the relevance of a sample in which no message was met, else 0.
+        ``(values, psi, scale, absorbed)``: values ``(T N, *, I)``, the rest ``(T N,)`` float64.
+        ``absorbed`` is, for "rap" and "rap_conv", the relevance of a sample in which no message was
+        met, else 0; for the others what bias and stabilizer took and what met no message,
+        ``sum_j R_j - S+_j Z+_j - S-_j Z-_j`` (``S`` is what a unit of message receives).
 
     Raises:
-        RuntimeError: a shape, dtype or rule does not fit.
+        RuntimeError: a shape, dtype, rule or parameter does not fit.
     """
     op = "relprop_linear"
     check_linear(op, x, weight, relevance)
-    check_pending(op, psi, scale, x)
-    check_choice(op, rule, RULES)
-    incoming = read(relevance, psi)
-    contribution = _contributions(LinearMap(), accumulate(x), accumulate(weight), incoming, rule)
-    return leave_shifted(contribution, sample_sum(incoming), scale, x.dtype)
+    check_pending(op, psi, scale, relevance)
+    check_rule(op, rule, parameters, bias, weight)
+    return _propagate(LinearMap(), x, weight, relevance, psi, scale, rule, bias, parameters)
 
 
 def relprop_conv(
@@ -122,8 +156,10 @@ def relprop_conv(
     groups: int = 1,
     rule: str = "rap_conv",
     nonnegative: bool = False,  # noqa: ARG001
+    bias: Tensor | None = None,
+    parameters: Sequence[float] = (),
 ) -> Relprop:
-    """Propagate relevance through a 1-d, 2-d or 3-d convolution by RAP (Eqs. 7-9).
+    """Propagate relevance through a 1-d, 2-d or 3-d convolution: RAP (Eqs. 7-9) or an LRP rule.
 
     The equations are those of :func:`relprop_linear`; "rap_conv" is the published code's rule for
     convolutions, "rap" the paper's Eq. 7. Both are the same where the relevance is not negative.
@@ -133,33 +169,34 @@ def relprop_conv(
         weight: ``(O, C / groups, *kernel)``, in the dtype of ``x``.
         z: the convolution of ``x`` without bias, in the dtype of ``x``, where it is at hand
             already, or None.
-        relevance: ``(N, O, *output)``, values of the incoming state, in the dtype of ``x``.
-        psi: ``(N,)`` float64, its pending shift, or None for 0.
-        scale: ``(N,)`` float64, its pending scale, or None for 1.
+        relevance: ``(T N, O, *output)``, values of the incoming state, in the dtype of ``x``: T
+            relevances of each sample, that of target t and sample n at ``t N + n``.
+        psi: ``(T N,)`` float64, its pending shift, or None for 0.
+        scale: ``(T N,)`` float64, its pending scale, or None for 1.
         stride: one int, or one per spatial dimension.
         padding: one int, or (low, high) for each spatial dimension, the first dimension first.
         dilation: one int, or one per spatial dimension.
         groups: the number of blocked connections from input to output channels.
-        rule: "rap_conv" or "rap".
+        rule: "rap_conv", "rap", "absolute", "epsilon", "gamma" or "alpha_beta".
         nonnegative: the caller's promise that no entry of ``x`` is negative, which saves work.
+        bias: ``(O,)``, in the dtype of ``x``, or None for 0.
+        parameters: those of the rule, finite and at least 0.
 
     Returns:
-        ``(values, psi, scale, absorbed)``: values shaped like ``x``, the rest ``(N,)`` float64.
-        ``absorbed`` is the relevance of a sample in which no message was met, else 0.
+        ``(values, psi, scale, absorbed)``: values ``(T N, C, *size)``, the rest ``(T N,)`` float64;
+        ``absorbed`` as :func:`relprop_linear` has it.
 
     Raises:
-        RuntimeError: a shape, dtype, rule or length does not fit.
+        RuntimeError: a shape, dtype, rule, parameter or length does not fit.
     """
     op = "relprop_conv"
     layer = conv_map(op, x, weight, relevance, stride, padding, dilation, groups)
-    check_pending(op, psi, scale, x)
+    check_pending(op, psi, scale, relevance)
     if z is not None:
         check_like(op, "z", z, "x", x)
-        check_shape(op, "z", z, relevance.shape)
-    check_choice(op, rule, RULES)
-    incoming = read(relevance, psi)
-    contribution = _contributions(layer, accumulate(x), accumulate(weight), incoming, rule)
-    return leave_shifted(contribution, sample_sum(incoming), scale, x.dtype)
+        check_shape(op, "z", z, [x.shape[0], *relevance.shape[1:]])
+    check_rule(op, rule, parameters, bias, weight)
+    return _propagate(layer, x, weight, relevance, psi, scale, rule, bias, parameters)
 
 
 def split_quotient(
@@ -173,13 +210,15 @@ def split_quotient(
     Args:
         z: ``(N, ...)``, float64, float32, bfloat16 or float16.
         a: like ``z``.
-        relevance: like ``z``, values of the incoming state.
-        psi: ``(N,)`` float64, its pending shift, or None for 0.
+        relevance: ``(T N, ...)``, else like ``z``, values of the incoming state: T of each sample,
+            that of target t and sample n at ``t N + n``.
+        psi: ``(T N,)`` float64, its pending shift, or None for 0.
         rule: "rap" or "rap_conv".
 
     Returns:
-        ``(S+, S-, total)``: the quotients in the dtype of ``z`` (its largest number where they
-        overflow), and the sum of the shifted relevance, ``(N,)`` float64.
+        ``(S+, S-, total)``: the quotients shaped like ``relevance`` in the dtype of ``z`` (its
+        largest number where they overflow), and the sum of the shifted relevance, ``(T N,)``
+        float64.
 
     Raises:
         RuntimeError: a shape, dtype or rule does not fit.
@@ -189,18 +228,18 @@ def split_quotient(
     check_like(op, "a", a, "z", z)
     check_like(op, "relevance", relevance, "z", z)
     check_shape(op, "a", a, z.shape)
-    check_shape(op, "relevance", relevance, z.shape)
-    check_per_sample(op, "psi", psi, z)
-    check_choice(op, rule, RULES)
+    check_targets(op, "relevance", relevance, "z", z, z.shape[1:])
+    check_per_sample(op, "psi", psi, relevance)
+    check_choice(op, rule, SHIFTED)
     incoming = read(relevance, psi)
     z, a = accumulate(z), accumulate(a)
     rounding = 8 * torch.finfo(z.dtype).eps * a
     zero = torch.zeros_like(z)
     positive, negative = (a + z) / 2, (a - z) / 2
-    s_pos, s_neg = quotients(
+    s_pos, s_neg = rap_quotients(
         incoming,
-        torch.where(positive > rounding, positive, zero),
-        torch.where(negative > rounding, negative, zero),
+        for_each_target(torch.where(positive > rounding, positive, zero), relevance),
+        for_each_target(torch.where(negative > rounding, negative, zero), relevance),
         rule,
     )
     dtype = relevance.dtype
@@ -214,12 +253,14 @@ def gate(
 
     Args:
         x: ``(N, ...)``, float64, float32, bfloat16 or float16.
-        gradient: like ``x``.
-        total: ``(N,)`` float64, the sum that each sample is shifted to, or None for no shift.
-        scale: ``(N,)`` float64, the pending scale of ``gradient`` and ``total``, or None for 1.
+        gradient: ``(T N, ...)``, else like ``x``: T of each sample, that of target t and sample n
+            at ``t N + n``.
+        total: ``(T N,)`` float64, the sum that each sample is shifted to, or None for no shift.
+        scale: ``(T N,)`` float64, the pending scale of ``gradient`` and ``total``, or None for 1.
 
     Returns:
-        ``(values, psi, scale)`` of the state: values shaped like ``x``, the rest ``(N,)`` float64.
+        ``(values, psi, scale)`` of the state: values shaped like ``gradient``, the rest ``(T N,)``
+        float64.
 
     Raises:
         RuntimeError: a shape or dtype does not fit.
@@ -227,10 +268,10 @@ def gate(
     op = "gate"
     check_samples(op, "x", x)
     check_like(op, "gradient", gradient, "x", x)
-    check_shape(op, "gradient", gradient, x.shape)
-    check_per_sample(op, "total", total, x)
-    check_per_sample(op, "scale", scale, x)
-    contribution = accumulate(x) * accumulate(gradient)
+    check_targets(op, "gradient", gradient, "x", x, x.shape[1:])
+    check_per_sample(op, "total", total, gradient)
+    check_per_sample(op, "scale", scale, gradient)
+    contribution = for_each_target(accumulate(x), gradient) * accumulate(gradient)
     target = sample_sum(contribution) if total is None else total
     values, psi, scale, _ = leave_shifted(contribution, target, scale, x.dtype)
     return values, torch.zeros_like(psi) if total is None else psi, scale

@@ -13,8 +13,8 @@ from rapkernels.reference._checks import (
     check_dim,
     check_like,
     check_list,
-    check_shape,
     check_storage,
+    check_targets,
     expand,
     require,
 )
@@ -29,6 +29,10 @@ class LinearMap:
 
     def adjoint(self, s: Tensor, weight: Tensor) -> Tensor:
         return s @ weight
+
+    def per_output(self, values: Tensor) -> Tensor:
+        """One value per output, as it broadcasts to what ``forward`` returns."""
+        return values
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class ConvMap:
         cropped: Tensor = functional.pad(spread, edges)
         return cropped
 
+    def per_output(self, values: Tensor) -> Tensor:
+        """One value per output channel, as it broadcasts to what ``forward`` returns."""
+        return values.view(-1, *[1] * len(self.size))
+
 
 def conv_map(
     op: str,
@@ -99,7 +107,7 @@ def conv_map(
         f"{op}: x must have {weight.shape[1] * groups} channels, as weight {list(weight.shape)} "
         f"with {groups} groups needs, got {list(x.shape)}",
     )
-    out = [x.shape[0], weight.shape[0]]
+    out = [weight.shape[0]]
     for axis in range(dims):
         reach = dilation[axis] * (weight.shape[2 + axis] - 1) + 1
         room = x.shape[2 + axis] + padding[2 * axis] + padding[2 * axis + 1] - reach
@@ -109,5 +117,5 @@ def conv_map(
             f"dimension {axis} with its padding, got {list(x.shape)}",
         )
         out.append(room // stride[axis] + 1)
-    check_shape(op, "relevance", relevance, out)
+    check_targets(op, "relevance", relevance, "x", x, out)
     return ConvMap(tuple(x.shape[2:]), stride, padding, dilation, groups)

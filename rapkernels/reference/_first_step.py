@@ -14,9 +14,11 @@ from rapkernels.reference._checks import (
     check_range,
     check_shape,
     check_storage,
+    check_targets,
     require,
 )
 from rapkernels.reference._state import Relprop, accumulate, carries_message, divide, leave
+from rapkernels.reference._targets import for_each_target
 
 
 def _author_influence(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -52,12 +54,12 @@ def relprop_first_linear(
         x: ``(N, I)``, the layer's input, float64, float32, bfloat16 or float16.
         weight: ``(O, I)``, in the dtype of ``x``.
         bias: ``(O,)``, in the dtype of ``x``, or None.
-        target: ``(N,)`` int64, the class of each sample.
-        score: ``(N,)``, its logit, in the dtype of ``x``.
+        target: ``(T N,)`` int64: T classes of each sample, class t of sample n at ``t N + n``.
+        score: ``(T N,)``, their logits, in the dtype of ``x``.
         rule: "absolute" or "author".
 
     Returns:
-        ``(values, psi, scale, absorbed)``: values shaped like ``x``, the rest ``(N,)`` float64.
+        ``(values, psi, scale, absorbed)``: values ``(T N, I)``, the rest ``(T N,)`` float64.
         ``psi`` is 0; ``absorbed`` is the score of a sample without any message, else 0.
 
     Raises:
@@ -78,13 +80,14 @@ def relprop_first_linear(
         check_like(op, "bias", bias, "x", x)
         check_shape(op, "bias", bias, [weight.shape[0]])
     check_dtype(op, "target", target, torch.int64)
-    check_shape(op, "target", target, [x.shape[0]])
+    check_targets(op, "target", target, "x", x, [])
     require(target.device == x.device, f"{op}: target must be on {x.device}, got {target.device}")
     check_like(op, "score", score, "x", x)
-    check_shape(op, "score", score, [x.shape[0]])
+    check_shape(op, "score", score, target.shape)
     check_choice(op, rule, FIRST_RULES)
     check_range(op, "target", target, weight.shape[0])
-    inputs, chosen, amount = accumulate(x), accumulate(weight)[target], accumulate(score)
+    inputs = for_each_target(accumulate(x), target)
+    chosen, amount = accumulate(weight)[target], accumulate(score)
     if rule == "author" and bias is not None:
         influence = _author_influence(inputs, chosen, accumulate(bias)[target]).abs()
     else:

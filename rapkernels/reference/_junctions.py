@@ -13,7 +13,9 @@ from rapkernels.reference._checks import (
     check_per_sample,
     check_samples,
     check_shape,
+    check_stabilizer,
 )
+from rapkernels.reference._shares import share, stabilized
 from rapkernels.reference._state import (
     Relprop,
     accumulate,
@@ -26,6 +28,7 @@ from rapkernels.reference._state import (
     scale_of,
     store,
 )
+from rapkernels.reference._targets import first_target, for_each_target
 from rapkernels.relevance import Relevance
 
 
@@ -36,46 +39,53 @@ def relprop_add(
     psi: Tensor | None = None,
     scale: Tensor | None = None,
     rule: str = "absolute",
+    stabilizer: float = 0.0,
 ) -> Relprop:
     """Share the relevance of ``a + b`` between its terms.
 
     Rule "absolute" shares by ``|a| / (|a| + |b|)``: bounded, and it conserves. Rule "ratio" shares
     by ``a / (a + b)`` and ``b / (a + b)``, as the RAP authors' code does; unbounded where the
-    terms cancel.
+    terms cancel. Rule "positive" shares by ``p(a) / (p(a) + p(b))``, ``p(a) = max(a, 0) + 1e-9``,
+    the weights of the Attribution Equilibrium authors' pools. ``stabilizer`` is added to the
+    denominator, with its sign (+ for 0).
 
     Args:
         a: ``(N, ...)``, float64, float32, bfloat16 or float16.
         b: like ``a``.
-        relevance: like ``a``, values of the incoming state.
-        psi: ``(N,)`` float64, its pending shift, or None for 0.
-        scale: ``(N,)`` float64, its pending scale, or None for 1.
-        rule: "absolute" or "ratio".
+        relevance: ``(T * N, ...)``, values of the incoming state, in the dtype of ``a``: T
+            relevances of each sample, all samples of the first target first.
+        psi: ``(T * N,)`` float64, its pending shift, or None for 0.
+        scale: ``(T * N,)`` float64, its pending scale, or None for 1.
+        rule: "absolute", "ratio" or "positive".
+        stabilizer: what the denominators are kept away from 0 by, at least 0.
 
     Returns:
-        ``(values_a, values_b, scale, absorbed)``: values shaped like ``a``, the rest ``(N,)``
-        float64. No shift is pending; ``absorbed`` is the relevance where the denominator is 0.
+        ``(values_a, values_b, scale, absorbed)``: values shaped like ``relevance``, the rest
+        ``(T * N,)`` float64. No shift is pending; ``absorbed`` is the relevance where the
+        denominator is 0, and what the stabilizer took.
 
     Raises:
-        RuntimeError: a shape, dtype or rule does not fit.
+        RuntimeError: a shape, dtype, rule or stabilizer does not fit.
     """
     op = "relprop_add"
     check_samples(op, "a", a)
     check_like(op, "b", b, "a", a)
     check_like(op, "relevance", relevance, "a", a)
     check_shape(op, "b", b, a.shape)
-    check_shape(op, "relevance", relevance, a.shape)
-    check_pending(op, psi, scale, a)
+    check_shape(op, "relevance", first_target(op, "a", a, relevance), a.shape)
+    check_pending(op, psi, scale, relevance)
     check_choice(op, rule, SHARES)
+    check_stabilizer(op, stabilizer)
     incoming = read(relevance, psi)
-    first, second = accumulate(a), accumulate(b)
-    if rule == "absolute":
-        first, second = first.abs(), second.abs()
-    whole = first + second
+    first = for_each_target(share(accumulate(a), rule), relevance)
+    second = for_each_target(share(accumulate(b), rule), relevance)
+    whole, added = stabilized(first + second, stabilizer)
     met = carries_message(whole)
     share_a = finite(incoming * divide(first, whole, met))
     share_b = finite(incoming * divide(second, whole, met))
-    absorbed = sample_sum(torch.where(met, torch.zeros_like(incoming), incoming))
-    scale = scale_of(scale, a)
+    taken = finite(incoming * divide(added, whole, met))
+    absorbed = sample_sum(torch.where(met, taken, incoming))
+    scale = scale_of(scale, relevance)
     factor = safe_factor(a.dtype, share_a, share_b)
     values_a, values_b = store(share_a, factor, a.dtype), store(share_b, factor, a.dtype)
     return values_a, values_b, scale / factor, absorbed * scale

@@ -45,7 +45,7 @@ void gate_measures() {
       auto g = random<T>(samples * size, 2);
       const auto before = g;
       std::vector<Statistics> statistics(samples);
-      cpu::gate<T>(x.data(), g.data(), nullptr, g.data(), statistics.data(), samples, size,
+      cpu::gate<T>(x.data(), g.data(), nullptr, g.data(), statistics.data(), samples, samples, size,
                    Gate::kProduct);
       for (int64_t n = 0; n < samples; ++n) {
         double sum = 0, count = 0, largest = 0, absolute = 0;
@@ -73,12 +73,13 @@ void quotient_layouts_agree() {
   const std::vector<double> psi{0.25, -0.5};
   std::vector<double> total(samples), total_packed(samples);
   std::vector<T> apart(2 * samples * size), packed(2 * samples * size);
-  cpu::split_quotient<T>(z.data(), a.data(), r.data(), psi.data(), apart.data(), total.data(),
-                         {samples, 1, size, size, 0, samples * size}, Form::kSplit, Rule::kRapConv);
-  cpu::split_quotient<T>(z.data(), a.data(), r.data(), psi.data(), packed.data(),
+  cpu::split_quotient<T>(z.data(), a.data(), r.data(), psi.data(), nullptr, {}, apart.data(),
+                         total.data(), {samples, samples, 1, size, size, 0, samples * size},
+                         Form::kSplit, {Rule::kRapConv, {}});
+  cpu::split_quotient<T>(z.data(), a.data(), r.data(), psi.data(), nullptr, {}, packed.data(),
                          total_packed.data(),
-                         {samples, positions, channels, 2 * size, 2 * channels, channels},
-                         Form::kSplit, Rule::kRapConv);
+                         {samples, samples, positions, channels, 2 * size, 2 * channels, channels},
+                         Form::kSplit, {Rule::kRapConv, {}});
   for (int64_t n = 0; n < samples; ++n) {
     CHECK_NEAR(total[n], total_packed[n], 1e-9 * size);
     for (int64_t i = 0; i < size; ++i) {
@@ -109,7 +110,7 @@ void linear_equals_messages() {
         cpu::linear_split<T>(x.data(), w.data(), storage, plus.data(), minus.data(), rows, inputs,
                              outputs, /*nonnegative=*/false);
         cpu::linear_contribution<T>(x.data(), w.data(), storage, s_plus.data(), s_minus.data(),
-                                    c.data(), rows, inputs, outputs, /*nonnegative=*/false);
+                                    c.data(), rows, rows, inputs, outputs, /*nonnegative=*/false);
         for (int64_t n = 0; n < rows; ++n) {
           std::vector<double> wanted(inputs), scale(inputs);
           for (int64_t j = 0; j < outputs; ++j) {
@@ -151,7 +152,7 @@ void pools_agree() {
     return out;
   };
   const auto shape = [&](bool channels_last) {
-    return PoolShape{samples, channels, channels_last, {one, down, over}};
+    return PoolShape{samples, 1, channels, channels_last, {one, down, over}};
   };
   const auto x_last = last(x, height * width);
   const auto r_last = last(r, side * across);
@@ -160,13 +161,14 @@ void pools_agree() {
     std::vector<double> absorbed(samples), absorbed_last(samples);
     if (average) {
       cpu::avg_pool<T>(x.data(), r.data(), nullptr, out.data(), absorbed.data(), shape(false),
-                       Share::kAbsolute);
+                       Share::kAbsolute, 0);
       cpu::avg_pool<T>(x_last.data(), r_last.data(), nullptr, out_last.data(), absorbed_last.data(),
-                       shape(true), Share::kAbsolute);
+                       shape(true), Share::kAbsolute, 0);
     } else {
-      cpu::max_pool<T>(x.data(), r.data(), nullptr, out.data(), absorbed.data(), shape(false));
+      cpu::max_pool<T>(x.data(), r.data(), nullptr, out.data(), absorbed.data(), shape(false),
+                       true);
       cpu::max_pool<T>(x_last.data(), r_last.data(), nullptr, out_last.data(), absorbed_last.data(),
-                       shape(true));
+                       shape(true), true);
     }
     CHECK(last(out, height * width) == out_last);
     for (int64_t n = 0; n < samples; ++n) {
@@ -178,6 +180,51 @@ void pools_agree() {
       }
       CHECK(absorbed[n] == 0 && absorbed_last[n] == 0);
       CHECK_NEAR(whole, in, tolerance<T>() * channels * side * across);
+    }
+  }
+}
+
+// Vectors in both layouts and around every block hand on the same relevance, all of it.
+template <typename T>
+void vectors_agree() {
+  const int64_t samples = 2, targets = 3;
+  const std::vector<double> psi{0.25, -0.5, 0, 1, 0.125, -2};
+  for (const int64_t channels : {1, 15, 16, 17, 1025, 4097}) {
+    for (const int64_t positions : {1, 15, 17, 129}) {
+      const int64_t size = channels * positions;
+      const auto last = [&](const std::vector<T>& t) {
+        std::vector<T> out(t.size());
+        for (int64_t n = 0; n < static_cast<int64_t>(t.size()) / size; ++n)
+          for (int64_t c = 0; c < channels; ++c)
+            for (int64_t p = 0; p < positions; ++p)
+              out[(n * positions + p) * channels + c] = t[(n * channels + c) * positions + p];
+        return out;
+      };
+      const auto v = random<T>(samples * size, 20);
+      const auto r = random<T>(targets * samples * size, 21);
+      std::vector<T> out(r.size()), out_last(r.size());
+      std::vector<double> absorbed(targets * samples), absorbed_last(targets * samples);
+      cpu::share_squares<T>(v.data(), r.data(), psi.data(), out.data(), absorbed.data(),
+                            {samples, targets, channels, positions, false});
+      cpu::share_squares<T>(last(v).data(), last(r).data(), psi.data(), out_last.data(),
+                            absorbed_last.data(), {samples, targets, channels, positions, true});
+      const auto expected = last(out);
+      for (int64_t m = 0; m < targets * samples; ++m) {
+        // Half a million terms of mostly one sign: a running sum in double would be too coarse.
+        long double in = 0, whole = 0, magnitudes = 0;
+        for (int64_t i = m * size; i < (m + 1) * size; ++i) {
+          const double incoming = static_cast<double>(shifted(r[i], static_cast<T>(psi[m])));
+          in += incoming;
+          magnitudes += std::fabs(incoming);
+          whole += out[i];
+        }
+        CHECK(absorbed[m] == 0 && absorbed_last[m] == 0);
+        CHECK_NEAR(static_cast<double>(whole), static_cast<double>(in),
+                   tolerance<T>() * magnitudes);
+        for (int64_t i = m * size; i < (m + 1) * size; ++i) {
+          CHECK_NEAR(out_last[i], expected[i], tolerance<T>() * magnitudes);
+        }
+      }
     }
   }
 }
@@ -210,6 +257,7 @@ void all() {
   quotient_layouts_agree<T>();
   linear_equals_messages<T>();
   pools_agree<T>();
+  vectors_agree<T>();
   store_and_shift<T>();
 }
 

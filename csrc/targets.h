@@ -1,0 +1,83 @@
+// Many targets: T relevances of each of N samples travel as T N samples, target t of sample n as
+// sample t N + n.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "state.h"
+
+namespace rapkernels {
+
+// Whether the samples of `relevance` are those of x once or several times.
+inline bool has_targets(const Tensor& x, const Tensor& relevance) {
+  const int64_t samples = x.size(0);
+  const int64_t asked = relevance.size(0);
+  return asked == samples || (samples > 0 && asked >= samples && asked % samples == 0);
+}
+
+inline int64_t targets_of(const Tensor& x, const Tensor& relevance) {
+  return x.size(0) ? relevance.size(0) / x.size(0) : 1;
+}
+
+// The relevance of the first target, for checks of its shape; `name` is that of x.
+inline Tensor first_target(const char* op, const char* name, const Tensor& x,
+                           const Tensor& relevance) {
+  if (relevance.dim() != x.dim() || x.dim() == 0) return relevance;
+  TORCH_CHECK(has_targets(x, relevance), op, ": relevance must have a multiple of the ", x.size(0),
+              " samples of ", name, ", got ", relevance.sizes());
+  return relevance.narrow(0, 0, x.size(0));
+}
+
+// Like x, but with the samples of `relevance`; to be written.
+inline Tensor empty_for_targets(const Tensor& x, const Tensor& relevance, at::MemoryFormat format) {
+  auto shape = x.sizes().vec();
+  shape[0] = relevance.size(0);
+  return at::empty(shape, x.options().memory_format(format));
+}
+
+// Samples of the quotients that are held at a time, where x has no more: a convolution's S+ and S-
+// are twice as large as its output.
+constexpr int64_t kSamplesAtOnce = 16;
+
+inline OptionalTensor narrow_samples(const OptionalTensor& t, int64_t begin, int64_t length) {
+  if (!t) return t;
+  return t->narrow(0, begin, length);
+}
+
+// The state of step(relevance, psi, scale) -> State, called for as many whole targets at a time as
+// kSamplesAtOnce allows; x has `samples` of them. Values are in `format`.
+template <typename Step>
+State for_target_chunks(const Tensor& relevance, const OptionalTensor& psi,
+                        const OptionalTensor& scale, int64_t samples, at::MemoryFormat format,
+                        const Step& step) {
+  const int64_t all = relevance.size(0);
+  const int64_t chunk = samples * std::max<int64_t>(1, kSamplesAtOnce / samples);
+  if (all <= chunk) return step(relevance, psi, scale);
+  State joined;
+  const auto append = [&](Tensor& whole, const Tensor& part, int64_t begin) {
+    if (begin == 0) {
+      auto shape = part.sizes().vec();
+      shape[0] = all;
+      const auto of_whole = part.dim() > 1 ? format : at::MemoryFormat::Contiguous;
+      whole = at::empty(shape, part.options().memory_format(of_whole));
+    }
+    whole.narrow(0, begin, part.size(0)).copy_(part);
+  };
+  for (int64_t begin = 0; begin < all; begin += chunk) {
+    const int64_t length = std::min(chunk, all - begin);
+    const State part = step(relevance.narrow(0, begin, length), narrow_samples(psi, begin, length),
+                            narrow_samples(scale, begin, length));
+    append(std::get<0>(joined), std::get<0>(part), begin);
+    append(std::get<1>(joined), std::get<1>(part), begin);
+    append(std::get<2>(joined), std::get<2>(part), begin);
+    append(std::get<3>(joined), std::get<3>(part), begin);
+  }
+  return joined;
+}
+
+}  // namespace rapkernels
