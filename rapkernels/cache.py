@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,14 +13,14 @@ from torch import Tensor, nn
 from rapkernels.capture import capture
 from rapkernels.graph import Graph
 from rapkernels.program import Program, compile_program
+from rapkernels.rules.base import Method
 from rapkernels.rules.registry import table_version
-from rapkernels.variants import Variant
 
 _CAPACITY = 32
 
 
 class ProgramCache:
-    """Programs of one module by input shape and variant; safe to share between threads.
+    """Programs of one module by input shape and method; safe to share between threads.
 
     Neither parameters nor the module itself are held.
     """
@@ -29,24 +30,43 @@ class ProgramCache:
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
         self._programs: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
 
-    def program(self, module: nn.Module, x: Tensor, variant: Variant) -> Program:
+    def graph(self, module: nn.Module, x: Tensor) -> Graph:
+        """The graph for inputs like ``x``; exports the module if it must.
+
+        Raises:
+            ArgumentError, ExportError: see :func:`rapkernels.capture.capture`.
+        """
+        with self._lock:
+            return self._graph(module, x)
+
+    def program(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        method: Method,
+        end: Callable[[Graph], str | None] | None = None,
+    ) -> Program:
         """The program for inputs like ``x``; exports the module if it must.
+
+        Args:
+            module: the module.
+            x: an input.
+            method: chooses the rules.
+            end: finds the name of the value where relevance starts; None for the output.
 
         Raises:
             ArgumentError, ExportError: see :func:`rapkernels.capture.capture`.
             UnsupportedOperationError: see :func:`rapkernels.program.compile_program`.
+            ArgumentError: ``end`` finds none.
         """
         with self._lock:
-            key = _key(module, x)
-            graph = self._known(key, x)
-            if graph is None:
-                graph = capture(module, x)
-                _put(self._graphs, key if graph.batch is not None else (*key, x.shape[0]), graph)
+            graph = self._graph(module, x)
             # Graphs are compared by identity, and the key keeps this one alive.
-            compiled = graph, variant, table_version()
+            start = None if end is None else end(graph)
+            compiled = graph, method, start, table_version()
             program = self._programs.get(compiled)
             if program is None:
-                program = compile_program(graph, variant)
+                program = compile_program(graph, method, start)
                 _put(self._programs, compiled, program)
             return program
 
@@ -54,6 +74,14 @@ class ProgramCache:
         """Whether the module has been exported for inputs like ``x``."""
         with self._lock:
             return self._known(_key(module, x), x) is not None
+
+    def _graph(self, module: nn.Module, x: Tensor) -> Graph:
+        key = _key(module, x)
+        graph = self._known(key, x)
+        if graph is None:
+            graph = capture(module, x)
+            _put(self._graphs, key if graph.batch is not None else (*key, x.shape[0]), graph)
+        return graph
 
     def _known(self, key: tuple[Any, ...], x: Tensor) -> Graph | None:
         return self._graphs.get(key) or self._graphs.get((*key, x.shape[0]))

@@ -27,6 +27,9 @@ _READS_SHAPE = {
     )
 }
 
+# They ask for the memory layout that the model was exported with, which values need not have here.
+_VIEWS = {"aten.view.default", "aten._unsafe_view.default"}
+
 # torch.export patches process-wide state while it traces.
 _EXPORT_LOCK = threading.Lock()
 
@@ -56,7 +59,7 @@ def _double(module: torch.nn.Module) -> torch.nn.Module:
     effects: other threads that use the module must not see that.
     """
     tensors = {
-        id(value): value
+        id(value): _exportable(value)
         for child in module.modules()
         for held in (child._parameters, child._buffers, vars(child))
         for value in held.values()
@@ -66,6 +69,15 @@ def _double(module: torch.nn.Module) -> torch.nn.Module:
         return copy.deepcopy(module, tensors)
     except Exception:  # An attribute that cannot be copied, such as a lock or a generator.
         return module
+
+
+def _exportable(tensor: Tensor) -> Tensor:
+    """The tensor itself, or a copy of one that was made in inference mode: export takes none."""
+    if not tensor.is_inference():
+        return tensor
+    copied = tensor.detach().clone()
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    return torch.nn.Parameter(copied, requires_grad=False) if is_parameter else copied
 
 
 def _export(module: torch.nn.Module, x: Tensor) -> ExportedProgram:
@@ -215,7 +227,7 @@ def _node(node: fx.Node, source: fx.Node, kind: Kind) -> Node:
     return Node(
         name=node.name,
         operation=str(target) if hasattr(target, "_schema") else getattr(target, "__name__", "?"),
-        target=target,
+        target=_reshape if str(target) in _VIEWS else target,
         args=args,
         kwargs=kwargs,
         arguments=bind_arguments(target, args, kwargs),
@@ -224,6 +236,10 @@ def _node(node: fx.Node, source: fx.Node, kind: Kind) -> Node:
         shape=_shape(node),
         index=node.args[1] if source is not node else None,  # type: ignore[arg-type]
     )
+
+
+def _reshape(self: Tensor, size: Any) -> Tensor:
+    return self.reshape(size)
 
 
 def _own(value: Any) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import inspect
+import math
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NoReturn
 
@@ -96,6 +98,19 @@ def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:
         raise ArgumentError(f"{name} must be one of {known}, got {value!r}")
 
 
+def check_finite_number(name: str, value: Any) -> None:
+    """Raise unless a value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArgumentTypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ArgumentError(f"{name} must be finite, got {value}")
+
+
+def option_names(make: Callable[..., Any]) -> list[str]:
+    """What a class or function takes by name, beside its first argument."""
+    return list(inspect.signature(make).parameters)[1:]
+
+
 def check_bounds_form(bounds: Any) -> None:
     """Raise unless bounds are None or a pair of numbers or tensors."""
     if bounds is None:
@@ -183,17 +198,24 @@ def check_layers_form(layers: Any) -> None:
             )
 
 
-def unknown_layer(layer: str, model: nn.Module, runs: Iterable[str]) -> ArgumentError:
-    """The error for a path that is no module of the model, or one that runs no operation."""
+def unknown_layer(needed: str, layer: str, model: nn.Module, runs: Iterable[str]) -> ArgumentError:
+    """The error for a path that is no module of the model, or one that runs no operation.
+
+    Args:
+        needed: what the argument must do, as in "layers must name modules".
+        layer: the path.
+        model: the model.
+        runs: paths that could be named.
+    """
     runs = sorted(set(runs) - {""})
     close = difflib.get_close_matches(layer, runs, n=3, cutoff=0.4) or runs[:3]
     hint = "for example " + ", ".join(map(repr, close)) if close else "the model has none"
     if layer in dict(model.named_modules()):
         return ArgumentError(
-            f"layers must name modules whose operations the output depends on, got {layer!r}, "
+            f"{needed} whose operations the output depends on, got {layer!r}, "
             f"which runs none ({hint})"
         )
-    return ArgumentError(f"layers must name modules of the model, got {layer!r} ({hint})")
+    return ArgumentError(f"{needed} of the model, got {layer!r} ({hint})")
 
 
 def _name(dtype: torch.dtype) -> str:

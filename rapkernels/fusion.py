@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rapkernels.graph import Graph, Node, Ref, refs
-from rapkernels.variants import Variant
 
 CONVOLUTIONS = {
     "aten.conv1d.default": 1,
@@ -41,7 +40,7 @@ class Fusion:
     absorbed: dict[str, str] = field(default_factory=dict)
 
 
-def fuse(graph: Graph, variant: Variant, parts: Mapping[str, str | None]) -> Fusion:
+def fuse(graph: Graph, fold_batch_norm: bool, parts: Mapping[str, str | None]) -> Fusion:
     """Find the BatchNorms and pads that belong to convolutions.
 
     A BatchNorm does where it alone reads a convolution's output and its statistics are running
@@ -49,7 +48,7 @@ def fuse(graph: Graph, variant: Variant, parts: Mapping[str, str | None]) -> Fus
 
     Args:
         graph: the graph.
-        variant: whether BatchNorms are folded.
+        fold_batch_norm: whether BatchNorms are folded.
         parts: activation node -> "conv", "batch_norm" or "pad" if its rule can take part.
     """
     fusion = Fusion()
@@ -61,7 +60,7 @@ def fuse(graph: Graph, variant: Variant, parts: Mapping[str, str | None]) -> Fus
     for node in graph.nodes.values():
         if parts.get(node.name) == "pad":
             _fuse_pad(graph, node, convolutions, fusion)
-        elif variant.fold_batch_norm and node.name in convolutions:
+        elif fold_batch_norm and node.name in convolutions:
             follower = graph.only_user(node.name)
             if (
                 follower is not None

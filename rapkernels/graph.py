@@ -144,6 +144,17 @@ class Graph:
         users = self.users.get(name, [])
         return self.nodes[users[0]] if len(users) == 1 and name != self.output else None
 
+    def ancestors(self, name: str) -> set[str]:
+        """The nodes that a value is computed by, its own among them."""
+        found: set[str] = set()
+        pending = [name]
+        while pending:
+            name = pending.pop()
+            if name in self.nodes and name not in found:
+                found.add(name)
+                pending.extend(refs((self.nodes[name].args, self.nodes[name].kwargs)))
+        return found
+
     def shape_of(self, name: str) -> tuple[Dimension, ...]:
         """Shape of a value."""
         return self.nodes[name].shape if name in self.nodes else self.shapes[name]

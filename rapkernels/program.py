@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rapkernels.channels import channel_dims
 from rapkernels.errors import UnsupportedNode, UnsupportedOperationError
 from rapkernels.fusion import fuse
 from rapkernels.graph import Graph, Node, refs
 from rapkernels.nonnegative import nonnegative_values
 from rapkernels.roles import Roles, find_roles
-from rapkernels.rules.base import NoRuleError, Role, Rule, Site
+from rapkernels.rules.base import Method, NoRuleError, Role, Rule, Site
 from rapkernels.rules.registry import rule_class
-from rapkernels.variants import Variant
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,40 +35,74 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """The steps of a graph for one variant, in the order of execution."""
+    """The steps of a graph for one method, in the order of execution.
+
+    Attributes:
+        graph: the graph.
+        steps: its nodes with their rules; what ``end`` does not depend on has none.
+        roles: input and output layers.
+        end: name of the value where relevance starts.
+        head: the number of steps up to that value.
+        channels: value -> the dimension of its channels, where it is known.
+    """
 
     graph: Graph
     steps: tuple[Step, ...]
     roles: Roles
+    end: str
+    head: int
+    channels: dict[str, int]
 
 
-def compile_program(graph: Graph, variant: Variant) -> Program:
-    """Give every node its rule.
+def compile_program(graph: Graph, method: Method, end: str | None = None) -> Program:
+    """Give every node that relevance can reach its rule.
+
+    Args:
+        graph: the graph.
+        method: chooses the rules.
+        end: name of the value where relevance starts; None for the output.
 
     Raises:
         UnsupportedOperationError: some operations have no rule; it lists all of them.
     """
-    active = [node for node in graph.nodes.values() if node.kind == "activation"]
-    classes = {node.name: rule_class(graph, node) for node in active}
-    families = {name: "custom" if cls is None else cls.family for name, cls in classes.items()}
+    end = graph.output if end is None else end
+    head = graph.ancestors(end)
+    known = {node.name: rule_class(graph, node) for node in graph.nodes.values() if _active(node)}
+    families = {name: "custom" if cls is None else cls.family for name, cls in known.items()}
+    classes = {name: cls for name, cls in known.items() if name in head}
     parts = {name: None if cls is None else cls.fuses for name, cls in classes.items()}
-    fusion = fuse(graph, variant, parts)
+    fusion = fuse(graph, method.fold_batch_norm, parts)
     roles = find_roles(graph, families)
     nonnegative = nonnegative_values(graph, families)
+    channels = channel_dims(graph, families)
     rules: dict[str, Rule] = {}
     unsupported: list[UnsupportedNode] = []
-    for node in active:
-        cls = classes[node.name]
-        site = Site(node, graph, variant, _role(roles, node.name), fusion, nonnegative, rules)
+    for name, cls in classes.items():
+        node = graph.nodes[name]
+        role, dim = _role(roles, name), channels.get(name)
+        is_first = name in roles.inputs
+        site = Site(node, graph, method, role, fusion, nonnegative, rules, dim, is_first)
         try:
             if cls is None:
                 raise NoRuleError("no rule for this operation")
-            rules[node.name] = cls.at(site)
+            rules[name] = cls.at(site)
         except NoRuleError as error:
-            unsupported.append(UnsupportedNode(node.name, node.operation, node.module, str(error)))
+            unsupported.append(UnsupportedNode(name, node.operation, node.module, str(error)))
+    for name in known.keys() - head:
+        node = graph.nodes[name]
+        if node.operation == "aten.as_strided.default":
+            reason = "it reads memory in the layout of the export, which values need not have here"
+            unsupported.append(UnsupportedNode(name, node.operation, node.module, reason))
     if unsupported:
         raise UnsupportedOperationError(unsupported)
-    return Program(graph, _steps(graph, rules, roles), roles)
+    steps = _steps(graph, rules, roles)
+    names = [step.node.name for step in steps]
+    length = names.index(end) + 1 if end in names else 0
+    return Program(graph, steps, roles, end, length, channels)
+
+
+def _active(node: Node) -> bool:
+    return node.kind == "activation"
 
 
 def _role(roles: Roles, name: str) -> Role:

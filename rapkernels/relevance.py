@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,38 @@ class Relevance(NamedTuple):
     values: Tensor
     psi: Tensor | None = None
     scale: Tensor | None = None
+
+    def split(self, parts: int) -> list[Relevance]:
+        """The states of equally many consecutive samples each."""
+        psi, scale = (
+            [None] * parts if part is None else torch.chunk(part, parts)
+            for part in (self.psi, self.scale)
+        )
+        return [
+            Relevance(*state)
+            for state in zip(torch.chunk(self.values, parts), psi, scale, strict=True)
+        ]
+
+    @classmethod
+    def cat(cls, states: Sequence[Relevance]) -> Relevance:
+        """One state of the samples of several."""
+
+        def per_sample(values: list[Tensor | None], default: float) -> Tensor | None:
+            if all(value is None for value in values):
+                return None
+            filled = (
+                state.values.new_full(state.values.shape[:1], default, dtype=torch.float64)
+                if value is None
+                else value
+                for state, value in zip(states, values, strict=True)
+            )
+            return torch.cat(list(filled))
+
+        return cls(
+            torch.cat([state.values for state in states]),
+            per_sample([state.psi for state in states], 0.0),
+            per_sample([state.scale for state in states], 1.0),
+        )
 
     def to_float64(self) -> Tensor:
         """Return the true relevance in float64, shaped like ``values``."""

@@ -13,7 +13,7 @@ _BEFORE_INPUT_LAYER = {"structure", "affine", "batch_norm"}
 
 @dataclass(frozen=True)
 class Roles:
-    """Roles of the nodes of a graph.
+    """Roles of the nodes of a graph; a layer that is the first and the last has both.
 
     Attributes:
         inputs: the first convolutions and linear layers from the input (z-box rule).
@@ -46,8 +46,7 @@ def find_roles(graph: Graph, families: Mapping[str, str]) -> Roles:
         elif families[node.name] in _BEFORE_INPUT_LAYER:
             prefix.add(node.name)
             reached.add(node.name)
-    # One layer that is both takes the first step, which needs no bounds.
-    return Roles(frozenset(inputs - outputs), frozenset(outputs), frozenset(prefix))
+    return Roles(frozenset(inputs), frozenset(outputs), frozenset(prefix))
 
 
 def _output_layers(graph: Graph, families: Mapping[str, str]) -> frozenset[str]:

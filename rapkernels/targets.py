@@ -16,6 +16,8 @@ from rapkernels.findings import Findings
 
 Target = int | Sequence[int] | Sequence[Sequence[int]] | tuple[int, ...] | Tensor | None
 
+Targets = Sequence[int] | Sequence[Sequence[int]] | Sequence[tuple[int, ...]] | Tensor
+
 _KINDS = "an int, a list, tuple or tensor with one int per sample, or None for the predicted class"
 
 
@@ -70,13 +72,93 @@ def resolve_target(
     return host.send(torch.tensor(indices, dtype=torch.int64, device="cpu"), device)
 
 
+def resolve_targets(
+    targets: Targets, shape: torch.Size, device: torch.device, findings: Findings
+) -> Tensor:
+    """Turn several targets for each sample into flat indices into its output.
+
+    Args:
+        targets: a list of T classes for all samples, or ``(N, T)`` ints (a tensor, an array or
+            nested lists); for outputs with more than two dimensions a list of T index tuples.
+        shape: shape of the model's output.
+        device: where the indices are wanted.
+        findings: takes the check of the values of a tensor on a device.
+
+    Returns:
+        ``(T, N)`` int64.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: as :func:`resolve_target`, or there is no target.
+    """
+    if math.prod(shape[1:]) != max([1, *shape[1:]]):
+        if not isinstance(targets, list) or not targets:
+            raise ArgumentTypeError(
+                "targets must be a list of index tuples for outputs of shape "
+                f"{list(shape)}, got {type(targets).__name__}"
+            )
+        columns: list[Any] = targets
+    else:
+        columns = split_targets(targets, shape[0])
+    indices = [resolve_target(column, shape, device, findings) for column in columns]
+    return torch.stack([index for index in indices if index is not None])
+
+
+def split_targets(targets: Any, samples: int) -> list[Target]:
+    """Split several targets per sample into one target for each of T calls.
+
+    Args:
+        targets: ``(N, T)`` ints, as a tensor, an array or N lists of T; or T ints for all samples.
+        samples: N.
+
+    Returns:
+        T targets for :func:`resolve_target`, which checks their values.
+
+    Raises:
+        ArgumentTypeError: the targets have none of these forms.
+        ArgumentError: there are not N rows, rows differ in length, or T is 0.
+    """
+    form = "ints of shape (N, T) or a list of T classes for all samples"
+    rows, split = samples, targets
+    if isinstance(targets, Tensor | np.ndarray):
+        if targets.ndim not in (1, 2):
+            raise ArgumentError(f"targets must be {form}, got shape {list(targets.shape)}")
+        if targets.ndim == 2:
+            rows, split = targets.shape[0], targets.T
+    elif not isinstance(targets, list | tuple | range):
+        raise ArgumentTypeError(f"targets must be {form}, got {type(targets).__name__}")
+    elif targets and isinstance(targets[0], list | tuple):
+        rows, split = len(targets), _transposed(targets, form)
+    else:
+        for one in targets:
+            if not is_int(one):
+                raise ArgumentTypeError(f"targets must be {form}, got an entry {one!r}")
+    if rows != samples:
+        raise ArgumentError(f"targets must have one row per sample, {samples}, got {rows} rows")
+    if not len(split):
+        raise ArgumentError("targets must name at least one class for each sample, got none")
+    return list(split)
+
+
+def _transposed(rows: Sequence[Any], form: str) -> list[list[Any]]:
+    for row in rows:
+        if not isinstance(row, list | tuple):
+            raise ArgumentTypeError(f"targets must be {form}, got an entry {row!r}")
+    lengths = sorted({len(row) for row in rows})
+    if len(lengths) > 1:
+        raise ArgumentError(
+            "targets must have the same number of classes for each sample, got "
+            f"{lengths[0]} and {lengths[-1]}"
+        )
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
 def _on_host(target: Any, samples: int, size: tuple[int, ...]) -> list[int]:
     """Check a target's values and flatten them."""
     if isinstance(target, Tensor | np.ndarray):
         target = _items(target)
     if len(size) > 1:
         return _index_tuples(target, samples, size)
-    indices = _per_sample([target] * samples if _is_int(target) else target, samples)
+    indices = _per_sample([target] * samples if is_int(target) else target, samples)
     for index in indices:
         if not 0 <= index < size[0]:
             raise ArgumentError(
@@ -112,7 +194,8 @@ def _on_device(target: Tensor, samples: int, size: tuple[int, ...], findings: Fi
     return flat
 
 
-def _is_int(value: Any) -> bool:
+def is_int(value: Any) -> bool:
+    """Whether a value is an int of Python or NumPy; True and False are not."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
@@ -127,7 +210,7 @@ def _per_sample(target: Any, samples: int) -> list[int]:
     if not isinstance(target, list | tuple):
         raise ArgumentTypeError(f"target must be {_KINDS}, got {type(target).__name__}")
     for item in target:
-        if not _is_int(item):
+        if not is_int(item):
             raise ArgumentTypeError(f"target must be {_KINDS}, got an entry {item!r}")
     _check_length(target, samples)
     return [int(item) for item in target]
@@ -142,10 +225,10 @@ def _check_length(target: Sequence[Any], samples: int) -> None:
 
 def _index_tuples(target: Any, samples: int, size: tuple[int, ...]) -> list[int]:
     form = f"a tuple of {len(size)} ints or a list with one such tuple per sample"
-    if isinstance(target, tuple) and all(_is_int(item) for item in target):
+    if isinstance(target, tuple) and all(is_int(item) for item in target):
         target = [target] * samples
     if not isinstance(target, list | tuple) or not all(
-        isinstance(item, list | tuple) and all(_is_int(part) for part in item) for item in target
+        isinstance(item, list | tuple) and all(is_int(part) for part in item) for item in target
     ):
         raise ArgumentTypeError(
             f"target must be {form} for outputs of shape {[samples, *size]}, got {target!r}"

@@ -29,7 +29,11 @@ class Walk:
 
     Attributes:
         program: what it runs.
+        value: after a forward, the value where relevance starts.
     """
+
+    value: Tensor
+    _leaf: Tensor
 
     def __init__(
         self,
@@ -51,11 +55,85 @@ class Walk:
             x: the input.
             bounds: lowest and highest values of ``x``, of its shape, for the input layers; None
                 for each sample's own.
+
+        Returns:
+            The output. It can be differentiated with respect to the value where relevance starts:
+            see :meth:`gradient`.
         """
+        graph, end = self.program.graph, self.program.end
+        live = self._run_head(x, bounds)
+        self.value = live[end]
+        # Autograd cannot keep inference tensors, which the caller's may be.
+        live = {name: _copied_from_inference(value) for name, value in live.items()}
+        with torch.enable_grad():
+            live[end] = self._leaf = live[end].detach().requires_grad_()
+            for step in self.program.steps[self.program.head :]:
+                live[step.node.name] = _run(step, Context(ops=self._ops), live)
+                for freed in step.frees:
+                    live.pop(freed, None)
+        output: Tensor = live[graph.output]
+        return output
+
+    def forward_to_start(self, x: Tensor, bounds: Bounds | None = None) -> Tensor:
+        """Return the value where relevance starts, without what comes after it."""
+        self.value = self._run_head(x, bounds)[self.program.end]
+        return self.value
+
+    def gradient(self, score: Tensor) -> Tensor:
+        """The gradient of a sum of outputs with respect to the value where relevance starts.
+
+        Args:
+            score: a scalar computed from what :meth:`forward` returned; zero gradients are
+                returned where it does not depend on the value.
+        """
+        if not score.requires_grad:
+            return torch.zeros_like(self.value)
+        (gradient,) = torch.autograd.grad(
+            score, self._leaf, retain_graph=True, materialize_grads=True
+        )
+        return gradient
+
+    def backward(
+        self, start: Tensor, exposed: Collection[str] = (), one_hot: bool = True
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Send relevance to the input.
+
+        Args:
+            start: ``(T * N, ...)``, the relevance where it starts, for T targets, target-major.
+            exposed: names of nodes whose relevance is wanted too.
+            one_hot: whether one entry of each sample alone has relevance.
+
+        Returns:
+            The relevance of the input (None if none arrives) and that of the exposed nodes that it
+            arrives at, with the pending shifts applied.
+        """
+        graph, end = self.program.graph, self.program.end
+        targets = start.shape[0] // self.value.shape[0]
+        arrived: dict[str, Relevance] = {end: Relevance(start)}
+        layers: dict[str, Tensor] = {}
+        for step in reversed(self.program.steps):
+            name = step.node.name
+            context = self._contexts.pop(name, None)
+            relevance = arrived.pop(name, None)
+            if step.rule is None or context is None or relevance is None:
+                continue
+            context.targets, context.one_hot = targets, one_hot
+            if name in exposed:
+                layers[name] = step.rule.at_output(self._materialise(relevance))
+            states = step.rule.propagate(context, relevance)
+            if self._observer is not None:
+                self._observer(step, context, relevance, states)
+            for source, state in zip(step.inputs, states, strict=True):
+                if state is not None:
+                    arrived[source] = self._merge(arrived.get(source), state)
+        final = arrived.get(graph.input)
+        return None if final is None else self._materialise(final), layers
+
+    def _run_head(self, x: Tensor, bounds: Bounds | None) -> dict[str, Any]:
         graph = self.program.graph
         mapped = {} if bounds is None else self._map_bounds(bounds)
         live: dict[str, Any] = {**self._values, graph.input: x}
-        for step in self.program.steps:
+        for step in self.program.steps[: self.program.head]:
             name = step.node.name
             context = Context(
                 ops=self._ops,
@@ -70,42 +148,7 @@ class Walk:
                 self._contexts[name] = context
             for freed in step.frees:
                 del live[freed]
-        output: Tensor = live[graph.output]
-        return output
-
-    def backward(
-        self, start: Tensor, exposed: Collection[str] = ()
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Send relevance from the output to the input.
-
-        Args:
-            start: relevance of the output.
-            exposed: names of nodes whose relevance is wanted too.
-
-        Returns:
-            The relevance of the input (None if none arrives) and that of the exposed nodes that it
-            arrives at, with the pending shifts applied.
-        """
-        graph = self.program.graph
-        arrived: dict[str, Relevance] = {graph.output: Relevance(start)}
-        layers: dict[str, Tensor] = {}
-        for step in reversed(self.program.steps):
-            name = step.node.name
-            context = self._contexts.pop(name, None)
-            relevance = arrived.pop(name, None)
-            if step.rule is None or context is None or relevance is None:
-                continue
-            if name in exposed:
-                layers[name] = step.rule.at_output(self._materialise(relevance))
-            result = step.rule.backward(context, relevance)
-            states = [result] if isinstance(result, Relevance) else list(result)
-            if self._observer is not None:
-                self._observer(step, context, relevance, states)
-            for source, state in zip(step.inputs, states, strict=True):
-                if state is not None:
-                    arrived[source] = self._merge(arrived.get(source), state)
-        final = arrived.get(graph.input)
-        return None if final is None else self._materialise(final), layers
+        return live
 
     def _materialise(self, relevance: Relevance) -> Tensor:
         return Context(ops=self._ops).materialise(relevance)
@@ -131,6 +174,10 @@ class Walk:
                     if all(source in end for source in refs((step.node.args, step.node.kwargs))):
                         end[name] = _run(step, Context(ops=self._ops), end)
         return mapped
+
+
+def _copied_from_inference(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _run(step: Step, context: Context, live: Mapping[str, Any]) -> Any:

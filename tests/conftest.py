@@ -100,6 +100,9 @@ def leave_out(
     config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[pytest.Item], bool]
 ) -> None:
     """Deselect items, with a count in pytest's last line."""
-    without = [item for item in items if unwanted(item)]
+    kept: list[pytest.Item] = []
+    without: list[pytest.Item] = []
+    for item in items:
+        (without if unwanted(item) else kept).append(item)
     config.hook.pytest_deselected(items=without)
-    items[:] = [item for item in items if item not in without]
+    items[:] = kept

@@ -162,9 +162,10 @@ CASES: list[tuple[str, Call, type[Exception], str]] = [
     ),
     (
         "method",
-        call(method="lrp"),
+        call(method="lime"),
         errors.ArgumentError,
-        "method must be one of \"rap\", got 'lrp'",
+        'method must be one of "rap", "equilibrium", "sharing_ratio", "lrp", '
+        "\"class_distribution\", got 'lime'",
     ),
     (
         "variant",

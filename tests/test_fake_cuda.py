@@ -18,8 +18,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rapkernels as rk
 from rapkernels import host, reference
-from rapkernels.cache import cache_of
+from rapkernels.cache import ProgramCache
+from rapkernels.errors import ArgumentError
+from rapkernels.graph import Graph
 from rapkernels.variants import VARIANTS
+from tests.explainers import METHODS, STARTING_AT_LAYERS, WALKERS, explainer
 from tests.networks import NETWORKS, images, network
 
 pytestmark = [
@@ -50,18 +53,26 @@ def on_one_device(operations: ModuleType) -> ModuleType:
 
 
 def no_autograd(
-    outputs: Tensor, inputs: Sequence[Tensor], gradient: Tensor, **_: Any
+    outputs: Tensor,
+    inputs: Tensor | Sequence[Tensor],
+    gradient: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, ...]:
     """In the place of ``torch.autograd.grad``, whose engine asks the driver for a device."""
-    like = (outputs.shape, outputs.dtype, outputs.device)
-    assert like == (gradient.shape, gradient.dtype, gradient.device)
-    return tuple(torch.zeros_like(leaf) for leaf in inputs)
+    assert outputs.device == CUDA
+    if gradient is None:
+        assert outputs.dim() == 0
+    else:
+        like = (outputs.shape, outputs.dtype, outputs.device)
+        assert like == (gradient.shape, gradient.dtype, gradient.device)
+    leaves = (inputs,) if isinstance(inputs, Tensor) else inputs
+    return tuple(torch.zeros_like(leaf) for leaf in leaves)
 
 
 @pytest.fixture
 def fake(operations: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     checked = on_one_device(operations)
-    monkeypatch.setattr("rapkernels.attribution.resolve_backend", lambda *_: checked)
+    monkeypatch.setattr("rapkernels.explainer.resolve_backend", lambda *_: checked)
     monkeypatch.setattr(host, "is_capturing", lambda _: False)
     monkeypatch.setattr(host, "read_flags", lambda flags: [False] * len(torch.stack(list(flags))))
     monkeypatch.setattr(torch.autograd, "grad", no_autograd)
@@ -73,14 +84,12 @@ def on_cuda(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=CUDA)
 
 
-def explainer_on_cuda(
-    name: str, dtype: torch.dtype, mode: FakeTensorMode, patch: pytest.MonkeyPatch, **settings: Any
-) -> rk.RAP:
-    """For a network whose parameters are fake, with the program of the real one."""
+def moved_to_cuda(
+    name: str, dtype: torch.dtype, mode: FakeTensorMode, patch: pytest.MonkeyPatch
+) -> nn.Module:
+    """A network whose parameters are fake; explainers take the graph of the real one."""
     with torch._subclasses.fake_tensor.unset_fake_temporarily():
         model = network(name, dtype)
-        variant = VARIANTS[settings.get("variant", "default")]
-        program = cache_of(model).program(model, images(dtype=dtype), variant)
         moved = copy.deepcopy(model)
     assert mode
     for module in moved.modules():
@@ -90,8 +99,21 @@ def explainer_on_cuda(
         for key, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[key] = on_cuda(buffer)
-    patch.setattr(rk.RAP, "_program", lambda *_: program)
-    return rk.RAP(moved, **settings)
+    real = ProgramCache()
+    with torch._subclasses.fake_tensor.unset_fake_temporarily():
+        real.graph(model, images(dtype=dtype))
+
+    class OfTheRealModel(ProgramCache):
+        """Nothing is exported while fake tensors are about."""
+
+        def _graph(self, *_: Any) -> Graph:
+            (graph,) = real._graphs.values()
+            return graph
+
+    cache = OfTheRealModel()
+    for place in ("explainer", "calls", "activation_patterns"):
+        patch.setattr(f"rapkernels.{place}.cache_of", lambda _: cache)
+    return moved
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -105,12 +127,13 @@ def test_all_stays_on_the_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bounds = torch.empty((), device=CUDA), torch.empty(3, 1, 1, device=CUDA)
-    explainer = explainer_on_cuda(name, dtype, fake, monkeypatch, variant=variant, bounds=bounds)
+    model = moved_to_cuda(name, dtype, fake, monkeypatch)
+    rap = rk.RAP(model, variant, bounds)
     x = torch.empty(2, 3, 6, 6, dtype=dtype, device=CUDA)
-    runs = {row.module for row in explainer.plan(x).rows}
-    layers = [path for path, _ in explainer.model.named_modules() if path in runs]
+    runs = {row.module for row in rap.plan(x).rows}
+    layers = [path for path, _ in rap.model.named_modules() if path in runs]
     target = None if dtype == torch.float32 else torch.empty(2, dtype=torch.int64, device=CUDA)
-    relevance, exposed, report = explainer.attribute(x, target, layers=layers, return_report=True)
+    relevance, exposed, report = rap.attribute(x, target, layers=layers, return_report=True)
     for part in (relevance, *exposed.values()):
         assert (part.device, part.dtype) == (CUDA, dtype)
     assert relevance.shape == x.shape
@@ -120,5 +143,68 @@ def test_all_stays_on_the_device(
 def test_an_int_is_a_target_on_the_device(
     fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    explainer = explainer_on_cuda("residual", torch.float32, fake, monkeypatch)
-    assert explainer.attribute(torch.empty(2, 3, 6, 6, device=CUDA), 1).device == CUDA
+    rap = rk.RAP(moved_to_cuda("residual", torch.float32, fake, monkeypatch))
+    assert rap.attribute(torch.empty(2, 3, 6, 6, device=CUDA), 1).device == CUDA
+
+
+# ---- all methods --------------------------------------------------------------------------------
+
+
+# Between them they use every rule; NETWORKS with every method would take minutes.
+SOME = ("residual", "concatenated", "pads", "pools", "volumes", "moved")
+
+
+@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("method", [m for m in METHODS if not m.endswith(("Beta1Flat", "Plus"))])
+def test_all_methods_stay_on_the_device(
+    method: str, name: str, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = moved_to_cuda(name, torch.float32, fake, monkeypatch)
+    x = torch.empty(2, 3, 6, 6, device=CUDA)
+    target = torch.empty(2, dtype=torch.int64, device=CUDA)
+    made = explainer(method, model, name)
+    shape = (2, 6, 6) if "sharing_ratio" in method else (2, 3, 6, 6)
+    for found in (
+        made.attribute(x, target),
+        *made.attribute_targets(x, torch.empty(2, 3, dtype=torch.int64, device=CUDA)),
+    ):
+        assert (found.device, found.dtype, found.shape) == (CUDA, torch.float32, shape)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", WALKERS)
+def test_reports_and_layers_of_all_methods(
+    method: str, dtype: torch.dtype, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = moved_to_cuda("residual", dtype, fake, monkeypatch)
+    x = torch.empty(2, 3, 6, 6, dtype=dtype, device=CUDA)
+    made = explainer(method, model, "residual")
+    relevance, layers, report = made.attribute(x, 1, layers=["a", "b"], return_report=True)
+    for part in (relevance, *layers.values()):
+        assert (part.device, part.dtype) == (CUDA, dtype)
+    assert {t.device.type for t in (report.target, report.score, report.total)} == {"cpu"}
+
+
+@pytest.mark.parametrize("method", [m for m in WALKERS if m not in STARTING_AT_LAYERS])
+def test_output_relevance_stays_on_the_device(
+    method: str, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = moved_to_cuda("residual", torch.float32, fake, monkeypatch)
+    x = torch.empty(2, 3, 6, 6, device=CUDA)
+    made = explainer(method, model)
+    for given in ("ones", torch.empty(2, 5, device=CUDA)):
+        assert made.attribute(x, output_relevance=given).device == CUDA
+    with pytest.raises(ArgumentError, match="the device cuda:0 of the output"):
+        made.attribute(x, output_relevance=torch.empty(2, 5))
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_receptive_fields_and_activation_patterns_stay_on_the_device(
+    name: str, fake: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = moved_to_cuda(name, torch.float32, fake, monkeypatch)
+    x = torch.empty(2, 3, 6, 6, device=CUDA)
+    assert rk.activation_pattern_prediction(model, x).device == CUDA
+    if name in ("residual", "shared"):
+        field = rk.SharingRatio(model).receptive_field(x, "b", (1, 2))
+        assert (field.device, field.shape) == (CUDA, (2, 6, 6))

@@ -14,7 +14,7 @@ from torch.nn import functional
 from rapkernels.cache import cache_of, fingerprint
 from rapkernels.capture import capture
 from rapkernels.graph import Graph, map_refs
-from rapkernels.variants import VARIANTS
+from rapkernels.methods.rap import rap_method
 from tests.networks import drawn
 
 
@@ -252,11 +252,11 @@ def test_cache_exports_once_and_lets_the_module_go(monkeypatch: pytest.MonkeyPat
     module = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     cache = cache_of(module)
     assert cache_of(module) is cache
-    first = cache.program(module, images(2), VARIANTS["default"])
-    assert cache.program(module, images(5), VARIANTS["default"]) is first
-    assert cache.program(module, images(5), VARIANTS["paper"]) is not first
+    first = cache.program(module, images(2), rap_method("default"))
+    assert cache.program(module, images(5), rap_method("default")) is first
+    assert cache.program(module, images(5), rap_method("paper")) is not first
     assert len(exports) == 1
-    cache.program(module, images(2).double(), VARIANTS["default"])
+    cache.program(module, images(2).double(), rap_method("default"))
     assert len(exports) == 2
     gone = weakref.ref(module)
     exports.clear()
@@ -277,7 +277,7 @@ def test_a_fixed_batch_is_cached_for_its_size(monkeypatch: pytest.MonkeyPatch) -
     register_rule("aten.stack.default", "structure")
     try:
         for batch in (3, 3, 2, 3):
-            cache.program(module, images(batch), VARIANTS["default"])
+            cache.program(module, images(batch), rap_method("default"))
     finally:
         unregister_rule("aten.stack.default")
     assert [shape[0] for shape in exports] == [3, 2]
@@ -307,8 +307,8 @@ def test_a_changed_module_is_exported_again() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten())
     x = images(2, 4)
     cache = cache_of(module)
-    before = cache.program(module, x, VARIANTS["default"]).graph
+    before = cache.program(module, x, rap_method("default")).graph
     module[0].stride = (2, 2)
-    after = cache.program(module, x, VARIANTS["default"]).graph
+    after = cache.program(module, x, rap_method("default")).graph
     assert before.shape_of(before.output)[1] == 64
     assert after.shape_of(after.output)[1] == 16

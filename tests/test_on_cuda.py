@@ -16,6 +16,7 @@ from rapkernels import host, reference
 from rapkernels.errors import ArgumentError, ExportError
 from rapkernels.testing import SAMPLES, Sampler, assert_close
 from rapkernels.variants import VARIANTS
+from tests.explainers import METHODS, STARTING_AT_LAYERS, explainer
 from tests.networks import NETWORKS, drawn, images, network, seeded
 
 pytestmark = [
@@ -86,6 +87,50 @@ def test_a_call_in_a_graph(name: str, variant: Any, backend: Any, operations: Mo
             assert_same(relevance, explainer.attribute(given, chosen), operations)
 
 
+@pytest.mark.parametrize("name", ["residual", "concatenated", "pools"])
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_in_a_graph(
+    method: str, name: str, backend: Any, operations: ModuleType
+) -> None:
+    made = explainer(method, network(name, torch.float32), name, backend=backend)
+    x = images(dtype=torch.float32)
+    target, several = torch.tensor([1, 2]), torch.tensor([[0, 1], [4, 2]])
+    other = drawn(*x.shape, **OTHER_IMAGES)
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda given: made.attribute(given, target),
+        lambda given: made.attribute_targets(given, several),
+    ]
+    for call in calls:
+        fixed = x.clone()
+        graph, relevance = captured(lambda call=call, fixed=fixed: call(fixed))
+        for given in (other, x):
+            fixed.copy_(given)
+            graph.replay()
+            assert_same(relevance, call(given), operations)
+
+
+def test_fields_patterns_and_given_relevance_in_a_graph(
+    backend: Any, operations: ModuleType
+) -> None:
+    model = network("residual", torch.float32)
+    sharing, lrp = rk.SharingRatio(model, backend=backend), rk.LRP(model, backend=backend)
+    x, relevance = images(dtype=torch.float32), drawn(2, 5)
+    calls: list[Callable[[Tensor], Tensor]] = [
+        lambda given: sharing.receptive_field(given, "b", (1, 2)),
+        lambda given: rk.activation_pattern_prediction(model, given),
+        lambda given: lrp.attribute(given, output_relevance=relevance),
+        lambda given: lrp.attribute(given, 1, output_relevance="ones"),
+    ]
+    other = drawn(*x.shape, **OTHER_IMAGES)
+    for call in calls:
+        fixed = x.clone()
+        graph, found = captured(lambda call=call, fixed=fixed: call(fixed))
+        for given in (other, x):
+            fixed.copy_(given)
+            graph.replay()
+            assert_same(found, call(given), operations)
+
+
 def test_what_a_graph_cannot_hold(backend: Any) -> None:
     model = seeded(NETWORKS["linear alone"], torch.float32)
     explainer = rk.RAP(model, backend=backend)
@@ -136,7 +181,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found
 
     monkeypatch.setattr(host, "read_flags", permitted)
-    monkeypatch.setattr("rapkernels.attribution._warn_of_non_positive", lambda _: None)
+    monkeypatch.setattr("rapkernels.calls._warn_of_non_positive", lambda _: None)
     return seen
 
 
@@ -160,6 +205,24 @@ def test_the_host_waits_once(name: str, variant: Any, backend: Any, reads: list[
         assert len(reads) == 1
 
 
+@pytest.mark.parametrize("name", ["residual", "concatenated", "pads", "pools", "volumes", "moved"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_host_waits_at_the_end_of_all_methods(
+    method: str, name: str, backend: Any, reads: list[int]
+) -> None:
+    made = explainer(method, network(name, torch.float32), name, backend=backend)
+    x = images(dtype=torch.float32)
+    several = torch.tensor([[0, 1], [4, 2]])
+    made.attribute(x, 1)
+    reads.clear()
+    with refusing_to_wait():
+        made.attribute(x, 1)
+    # A class distribution checks before its base runs, which checks, and its maps at the end.
+    assert len(reads) == (3 if "class_distribution" in method else 1)
+    with refusing_to_wait():
+        made.attribute_targets(x, several)
+
+
 # ---- streams and devices ------------------------------------------------------------------------
 
 
@@ -175,6 +238,24 @@ def test_all_runs_on_the_current_stream(name: str, backend: Any, operations: Mod
         torch.cuda._sleep(20_000_000)
         x.copy_(given)
         relevance = explainer.attribute(x, 1)
+    stream.synchronize()
+    assert_same(relevance, expected, operations)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_run_on_the_current_stream(
+    method: str, backend: Any, operations: ModuleType
+) -> None:
+    """Autograd, which runs behind start layers, has threads of its own."""
+    made = explainer(method, network("residual", torch.float32), backend=backend)
+    given = images(dtype=torch.float32)
+    expected = made.attribute(given, 1)
+    x, stream = torch.zeros_like(given), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        x.copy_(given)
+        relevance = made.attribute(x, 1)
     stream.synchronize()
     assert_same(relevance, expected, operations)
 
@@ -217,3 +298,21 @@ def test_twenty_calls_give_the_same_bits(
     first = explainer.attribute(x)
     for _ in range(19):
         assert torch.equal(explainer.attribute(x), first)
+
+
+@pytest.mark.parametrize("name", ["residual", "concatenated", "pads"])
+@pytest.mark.parametrize("method", METHODS)
+def test_twenty_calls_of_all_methods_give_the_same_bits(
+    method: str, name: str, native: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert native
+    # Behind a start layer gradients are torch's, whose convolutions and pools add in any order: in
+    # "residual" a linear layer alone is there, in the others relevance starts at the output.
+    behind = method.endswith(STARTING_AT_LAYERS) and name != "residual"
+    options = {"layer": ""} if behind else {}
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", False)
+    made = explainer(method, network(name, torch.float32), name, backend="native", **options)
+    x = images(dtype=torch.float32)
+    first = made.attribute(x, 1)
+    for _ in range(19):
+        assert torch.equal(made.attribute(x, 1), first)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import rapkernels as rk
 from rapkernels.rules import Rule, unregister_rule
+from tests.explainers import METHODS, STARTING_AT_LAYERS, explainer
 from tests.networks import drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
@@ -30,14 +31,14 @@ class Counter(nn.Module):
         return x
 
 
-def build() -> nn.Module:
+def build(counting: bool = True) -> nn.Module:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3, padding=1)
     model = nn.Sequential(
         conv,
         nn.BatchNorm2d(4),
         nn.ReLU(inplace=True),
-        Counter(),
+        Counter() if counting else nn.Identity(),
         nn.Dropout(),
         nn.Conv2d(4, 4, 3, padding=1),
         nn.ReLU(inplace=True),
@@ -48,7 +49,8 @@ def build() -> nn.Module:
     model[4].train(False)
     model[7].train(True)
     model(images()).sum().backward()
-    model[3].calls.zero_()
+    if counting:
+        model[3].calls.zero_()
     model[0].weight.requires_grad_(False)
     model[5].register_forward_hook(lambda *_: None)
     model[8].register_full_backward_hook(lambda *_: None)
@@ -105,6 +107,68 @@ def test_after_success(variant: Any, backend: Any) -> None:
         explainer.attribute(x, layers=["1", "5"], return_report=True)
         explainer.plan(x)
         assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_after_all_methods(method: str, backend: Any) -> None:
+    """What comes after a start layer runs under autograd: parameters get no gradients from it.
+
+    Class distributions run the model itself once, so that what it writes is written.
+    """
+    model = build(counting="class_distribution" not in method)
+    before = snapshot(model)
+    made = explainer(method, model, backend=backend)
+    for _ in range(2):
+        made.attribute(images(), 1)
+        made.attribute_targets(images(), [1, 0])
+        assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("layer", [None, "0", "1", "8"])
+def test_after_starts_at_layers(layer: str | None, backend: Any) -> None:
+    model = build()
+    before = snapshot(model)
+    rk.AttributionEquilibrium(model, layer, backend=backend).attribute(images(), 1)
+    sharing = rk.SharingRatio(model, layer, backend=backend)
+    sharing.attribute(images(), 1, return_report=True)
+    sharing.receptive_field(images(), "0", (1, 2))
+    rk.activation_pattern_prediction(model, images())
+    assert_same(before, snapshot(model))
+
+
+@pytest.mark.filterwarnings("ignore::rapkernels.errors.BackendWarning")
+@pytest.mark.parametrize("method", METHODS)
+def test_all_methods_after_an_error_in_the_middle(method: str) -> None:
+    model = build(counting="class_distribution" not in method)
+    before = snapshot(model)
+    options = {"layer": "6"} if method.endswith(STARTING_AT_LAYERS) else {}
+    made = explainer(method, model, **options)
+    rk.register_rule("aten.relu.default", Breaks)
+    try:
+        with pytest.raises(ZeroDivisionError):
+            made.attribute(images(), 1)
+    finally:
+        unregister_rule("aten.relu.default")
+    assert_same(before, snapshot(model))
+    made.attribute(images(), 1)
+    assert_same(before, snapshot(model))
+
+
+@pytest.mark.parametrize("method", ["equilibrium", "sharing_ratio"])
+def test_after_an_error_on_the_way_to_the_gradient(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    before = snapshot(model)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(torch.autograd, "grad", fail)
+    with pytest.raises(ZeroDivisionError):
+        explainer(method, model, backend="reference").attribute(images(), 1)
+    assert_same(before, snapshot(model))
+    assert torch.is_grad_enabled()
 
 
 class Breaks(Rule):

@@ -10,32 +10,45 @@ from typing_extensions import override
 from rapkernels.graph import Graph, Node, Ref, bound_refs
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+from rapkernels.rules.elementwise import cast
+from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
 
 class Add(Rule):
     """``a + alpha b`` or ``a - alpha b`` of two activations: shared by contribution."""
 
     family: ClassVar[str] = "add"
-    fresh = True
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self.name = site.variant.add
+        self._sharing = site.method.sharing
+        self.name = self._sharing.add
+        self.fresh = not reads_output(site)
+        # Terms that are broadcast sum their relevance, target by target.
+        self.takes_targets = all(
+            site.graph.shape_of(name) == site.node.shape for name in site.inputs
+        )
         sign = -1 if site.node.operation.startswith("aten.sub.") else 1
         self._factor = sign * site.node.arguments.get("alpha", 1)
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
-        ctx.save(args[0], args[1])
-        return super().forward(ctx, *args, **kwargs)
+        result = super().forward(ctx, *args, **kwargs)
+        ctx.save(args[0], args[1], keep_for_squares(self.site, result))
+        return result
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> tuple[Relevance, Relevance]:
-        a, b = ctx.saved
-        shape = relevance.values.shape
+        a, b, output = ctx.saved
+        relevance = share_squares(ctx, self.site, output, relevance)
+        shape = (relevance.values.shape[0] // ctx.targets, *relevance.values.shape[1:])
         scaled = b if self._factor == 1 else b * self._factor
         values_a, values_b, scale, absorbed = ctx.ops.relprop_add(
-            a.expand(shape), scaled.expand(shape), *relevance, self.name
+            a.expand(shape),
+            scaled.expand(shape),
+            *relevance,
+            self._sharing.add,
+            self._sharing.stabilizer,
         )
         ctx.absorb(absorbed)
         states = Relevance(values_a, None, scale), Relevance(values_b, None, scale)
@@ -55,6 +68,7 @@ class Affine(Rule):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
+        self.takes_targets = site.graph.shape_of(site.inputs[0]) == site.node.shape
         if len(site.inputs) != 1:
             raise NoRuleError("it combines two values that both depend on the input")
         divisor = site.node.arguments.get("other")
@@ -70,8 +84,8 @@ class Affine(Rule):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         shape, dtype = ctx.saved
-        if relevance.values.shape == shape and relevance.values.dtype == dtype:
-            return relevance
+        if relevance.values.shape[1:] == shape[1:] and self.takes_targets:
+            return cast(ctx, relevance, dtype)
         return Relevance(ctx.materialise(relevance).sum_to_size(shape).to(dtype))
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from rapkernels.fusion import Fusion
 from rapkernels.graph import Graph, Node
 from rapkernels.relevance import Relevance
-from rapkernels.variants import Variant
 
 Role = Literal["inner", "input", "output"]
 
@@ -22,27 +22,81 @@ class NoRuleError(Exception):
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """How pools, means and sums of activations share relevance among what they combine.
+
+    Attributes:
+        pool: share of an entry of an average or mean: "absolute", "ratio" or "positive" (see
+            ``relprop_avg_pool``).
+        add: share of a term of a sum of activations, likewise.
+        stabilizer: added by sign to an average or sum before it divides.
+        absorb_zeros: whether max-pool windows whose output is 0 absorb.
+        positive_part: whether the winner of a window is that of the inputs' positive parts.
+        by_squares: whether the relevance of a position is shared anew among its channels first, by
+            their squares (Sharing Ratio Decomposition).
+    """
+
+    pool: str = "absolute"
+    add: str = "absolute"
+    stabilizer: float = 0.0
+    absorb_zeros: bool = True
+    positive_part: bool = False
+    by_squares: bool = False
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method chooses the rules of a graph's nodes; programs are cached by it.
+
+    Attributes:
+        name: the method's name.
+        choose: maps the class for an operation and the site to the class that the site gets.
+        settings: what the method's own rules read, hashable.
+        sharing: how pools and sums share.
+        fold_batch_norm: whether a BatchNorm becomes part of the convolution before it.
+        drop_at_zero: whether BatchNorm and concatenation drop relevance where their input is 0.
+    """
+
+    name: str
+    choose: Callable[[type[Rule], Site], type[Rule]]
+    settings: Any = None
+    sharing: Sharing = Sharing()
+    fold_batch_norm: bool = True
+    drop_at_zero: bool = False
+
+
+@dataclass(frozen=True)
 class Site:
     """Where a rule is put: one node of one graph, and what is known about it.
 
     Attributes:
         node: the operation.
         graph: the graph that it belongs to.
-        variant: the variant that rules are chosen for.
+        method: the method that rules are chosen for.
         role: "input" for the first convolution or linear layer from the input, "output" for the
             last linear layer, else "inner".
         fusion: the BatchNorms and pads that are part of convolutions.
         nonnegative: names of the values that cannot be negative.
         rules: rules of the nodes before this one.
+        channel_dim: dimension of the node's value that holds the channels, None if unknown.
+        is_first: whether it is the first convolution or linear layer from the input, even where
+            it is the last linear layer too.
     """
 
     node: Node
     graph: Graph
-    variant: Variant
+    method: Method
     role: Role
     fusion: Fusion
     nonnegative: frozenset[str]
     rules: Mapping[str, Rule]
+    channel_dim: int | None = None
+    is_first: bool = False
+
+    @property
+    def settings(self) -> Any:
+        """The method's own settings."""
+        return self.method.settings
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -67,12 +121,17 @@ class Context:
         operands: the current values of the rule's ``operands``.
         bounds: (low, high) of the input of an input layer, where the user gave bounds.
         wants_absorbed: whether somebody will read what :meth:`absorb` is given.
+        targets: the number T of targets: relevance has T times the samples of the activations,
+            target-major.
+        one_hot: whether the relevance of the output is that of one entry for each sample.
     """
 
     ops: ModuleType
     operands: tuple[Any, ...] = ()
     bounds: tuple[Tensor, Tensor] | None = None
     wants_absorbed: bool = False
+    targets: int = 1
+    one_hot: bool = True
     saved: tuple[Any, ...] = ()
     absorbed: Tensor | None = field(default=None, repr=False)
 
@@ -115,6 +174,8 @@ class Rule:
             node may overwrite it.
         operands: values of parameters or constants (``Ref``) wanted in ``ctx.operands`` beside
             the node's own arguments.
+        takes_targets: whether the backward takes the relevances of several targets at once
+            (``ctx.targets``); else it is called for one after the other.
     """
 
     name: str = "custom"
@@ -122,6 +183,7 @@ class Rule:
     fuses: ClassVar[Literal["conv", "batch_norm", "pad"] | None] = None
     fresh: bool = False
     operands: tuple[Any, ...] = ()
+    takes_targets: bool = False
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -129,8 +191,8 @@ class Rule:
 
     @classmethod
     def at(cls, site: Site) -> Rule:
-        """The rule for a site: an instance of this class, or of another that the site asks for."""
-        return cls(site)
+        """The rule for a site: of this class, or of the one that the site's method has for it."""
+        return site.method.choose(cls, site)(site)
 
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002
         """Compute the node's value from the operation's arguments, in the order of its schema."""
@@ -151,3 +213,27 @@ class Rule:
     def at_output(self, relevance: Tensor) -> Tensor:
         """The relevance of the node's value as the module returns it (``layers=``)."""
         return relevance
+
+    def propagate(self, ctx: Context, relevance: Relevance) -> list[Relevance | None]:
+        """:meth:`backward` for all targets of the call, as a list."""
+        if ctx.targets == 1 or self.takes_targets:
+            return _listed(self.backward(ctx, relevance))
+        parts: list[list[Relevance | None]] = []
+        absorbed: list[Tensor] = []
+        for part in relevance.split(ctx.targets):
+            single = replace(ctx, targets=1, absorbed=None)
+            parts.append(_listed(self.backward(single, part)))
+            if single.absorbed is not None:
+                absorbed.append(single.absorbed)
+        if absorbed:
+            ctx.absorb(torch.cat(absorbed))
+        return [_joined(states) for states in zip(*parts, strict=True)]
+
+
+def _listed(result: Relevance | Sequence[Relevance | None]) -> list[Relevance | None]:
+    return [result] if isinstance(result, Relevance) else list(result)
+
+
+def _joined(states: Sequence[Relevance | None]) -> Relevance | None:
+    known = [state for state in states if state is not None]
+    return Relevance.cat(known) if len(known) == len(states) else None

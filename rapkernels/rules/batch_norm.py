@@ -27,7 +27,8 @@ class BatchNorm(Identity):
         if arguments.get("training", False) or arguments["running_mean"] is None:
             raise NoRuleError("it normalises by the statistics of the batch, not by running ones")
         super().__init__(site)
-        self._drops = site.variant.drop_at_zero
+        self._drops = site.method.drop_at_zero
+        self.takes_targets = not self._drops
         self.name = "identity_nonzero" if self._drops else "identity"
 
     @classmethod

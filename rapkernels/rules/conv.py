@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from rapkernels.author import relprop_signed_author
 from rapkernels.fusion import CONVOLUTIONS, batch_norm_operands, is_convolution
-from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {
@@ -23,10 +21,17 @@ _CONVOLVE: dict[int, Callable[..., Tensor]] = {
 
 
 class Convolution(Rule):
-    """The uniformly shifted contributions of Eqs. 7-9 of the RAP paper; the bias plays no part."""
+    """How a convolution runs; each method's own class hands relevance back.
+
+    Attributes:
+        keeps_z: whether the backward needs the convolution without bias.
+    """
+
+    keeps_z: bool = True
 
     family: ClassVar[str] = "conv"
     fuses = "conv"
+    takes_targets = True
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -38,7 +43,6 @@ class Convolution(Rule):
         dimensions = CONVOLUTIONS[site.node.operation] or len(site.node.shape) - 2
         if len(site.node.shape) != dimensions + 2:
             raise NoRuleError("the convolution's input has no batch dimension")
-        self.name = site.variant.conv
         self.dimensions = dimensions
         self.stride = _per_dimension(arguments["stride"], dimensions)
         self.dilation = _per_dimension(arguments["dilation"], dimensions)
@@ -47,48 +51,25 @@ class Convolution(Rule):
         self._outer = site.fusion.padding.get(site.node.name, (0,) * (2 * dimensions))
         self.nonnegative = site.inputs[0] in site.nonnegative
         self.batch_norm = site.fusion.batch_norm.get(site.node.name)
-        self.fresh = self.batch_norm is not None or arguments["bias"] is not None
+        self.fresh = (
+            not self.keeps_z or self.batch_norm is not None or arguments["bias"] is not None
+        )
         if self.batch_norm is not None:
             self.operands = batch_norm_operands(self.batch_norm)
-
-    @classmethod
-    @override
-    def at(cls, site: Site) -> Rule:
-        """The z-box rule for an input layer, else the variant's."""
-        return ZBoxConvolution(site) if site.role == "input" else cls(site)
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         x, weight, bias = _tensors(*args, **kwargs)
-        # The relevance step needs the convolution without bias, so the bias is added apart.
-        z = self._convolve(x, self._folded_weight(ctx, weight), None)
-        ctx.save(x, weight, z)
-        bias = self._folded_bias(ctx, bias, z.dtype)
+        folded, bias = self.folded_weight(ctx, weight), self.folded_bias(ctx, bias, x.dtype)
+        if not self.keeps_z:
+            ctx.save(x, weight, None, bias)
+            return self.convolve(x, folded, bias)
+        z = self.convolve(x, folded, None)
+        ctx.save(x, weight, z, bias)
         return z if bias is None else z + bias.view(-1, *[1] * self.dimensions)
 
-    @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, z = ctx.saved
-        weight = self._folded_weight(ctx, weight)
-        signed = self.site.variant.split_signed and not self.nonnegative
-
-        def propagate(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            result: tuple[Tensor, Tensor, Tensor, Tensor] = ctx.ops.relprop_conv(
-                x,
-                weight,
-                None if signed else z,
-                *relevance,
-                *self._geometry(weight),
-                self.name,
-                signed or self.nonnegative,
-            )
-            return result
-
-        if signed:
-            return ctx.settle(*relprop_signed_author(propagate, x, ctx.ops.merge))
-        return ctx.settle(*propagate(x))
-
-    def _geometry(self, weight: Tensor) -> tuple[list[int], list[int], list[int], int]:
+    def geometry(self, weight: Tensor) -> tuple[list[int], list[int], list[int], int]:
+        """Stride, (low, high) padding per spatial dimension, dilation and groups."""
         return self.stride, self._padding_pairs(weight), self.dilation, self.groups
 
     def _padding_pairs(self, weight: Tensor) -> list[int]:
@@ -105,7 +86,8 @@ class Convolution(Rule):
             own = [amount for amount in amounts for _ in range(2)]
         return [a + b for a, b in zip(own, self._outer, strict=True)]
 
-    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve with the padding of the pad before it too."""
         pairs = self._padding_pairs(weight)
         low, high = pairs[::2], pairs[1::2]
         if low != high:
@@ -116,13 +98,15 @@ class Convolution(Rule):
         convolve = _CONVOLVE[self.dimensions]
         return convolve(x, weight, bias, self.stride, low, self.dilation, self.groups)
 
-    def _folded_weight(self, ctx: Context, weight: Tensor) -> Tensor:
+    def folded_weight(self, ctx: Context, weight: Tensor) -> Tensor:
+        """The weight with the scale of the BatchNorm after the convolution."""
         if self.batch_norm is None:
             return weight
         scale = self._batch_norm_scale(ctx).view(-1, *[1] * (weight.dim() - 1))
         return (weight * scale).to(weight.dtype)
 
-    def _folded_bias(self, ctx: Context, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    def folded_bias(self, ctx: Context, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """The bias of the convolution and the BatchNorm after it as one."""
         if self.batch_norm is None:
             return bias
         _, beta, mean, _ = ctx.operands
@@ -138,41 +122,6 @@ class Convolution(Rule):
             variance = variance.float()
         scale = torch.rsqrt(variance + self.batch_norm.arguments["eps"])
         return scale if gamma is None else gamma * scale
-
-
-class ZBoxConvolution(Convolution):
-    """The rule of input layers, Eq. 10: bounds are the sample's extremes unless given."""
-
-    family: ClassVar[str] = "conv"
-
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        self.name = "z_box"
-        self.fresh = True
-
-    @override
-    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
-        x, weight, bias = _tensors(*args, **kwargs)
-        ctx.save(x, weight)
-        folded = self._folded_bias(ctx, bias, x.dtype)
-        return self._convolve(x, self._folded_weight(ctx, weight), folded)
-
-    @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight = ctx.saved
-        weight = self._folded_weight(ctx, weight)
-        low, high = bounds_of(ctx, x)
-        return ctx.settle(
-            *ctx.ops.relprop_zbox_conv(x, weight, low, high, *relevance, *self._geometry(weight))
-        )
-
-
-def bounds_of(ctx: Context, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The given bounds of an input layer's input, or the extremes of each sample."""
-    if ctx.bounds is not None:
-        return ctx.bounds
-    dimensions = tuple(range(1, x.dim()))
-    return x.amin(dimensions, keepdim=True), x.amax(dimensions, keepdim=True)
 
 
 def _tensors(

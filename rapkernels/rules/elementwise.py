@@ -17,6 +17,7 @@ class Identity(Rule):
 
     name = "identity"
     family: ClassVar[str] = "activation"
+    takes_targets = True
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -83,10 +84,14 @@ class Cast(Identity):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        (dtype,) = ctx.saved
-        if relevance.values.dtype == dtype:
-            return relevance
-        return Relevance(ctx.materialise(relevance).to(dtype))
+        return cast(ctx, relevance, ctx.saved[0])
+
+
+def cast(ctx: Context, relevance: Relevance, dtype: torch.dtype) -> Relevance:
+    """Relevance in another floating-point type."""
+    if relevance.values.dtype == dtype:
+        return relevance
+    return Relevance(ctx.materialise(relevance).to(dtype))
 
 
 _IN_PLACE = {

@@ -10,14 +10,17 @@ from typing_extensions import override
 
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
 
 class _Pool(Rule):
     family: ClassVar[str] = "pool"
-    fresh = True
+    takes_targets = True
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
+        self._sharing = site.method.sharing
+        self.fresh = not reads_output(site)
         if site.node.index not in (None, 0):
             raise NoRuleError("the indices of a pool carry no relevance")
         self.dimensions = len(site.node.shape) - 2
@@ -26,8 +29,17 @@ class _Pool(Rule):
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
-        ctx.save(args[0])
-        return super().forward(ctx, *args, **kwargs)
+        result = super().forward(ctx, *args, **kwargs)
+        ctx.save(args[0], keep_for_squares(self.site, result))
+        return result
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+        x, output = ctx.saved
+        return self._share(ctx, x, share_squares(ctx, self.site, output, relevance))
+
+    def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
+        raise NotImplementedError
 
     def _list(self, name: str) -> list[int]:
         value = self.node.arguments[name]
@@ -39,25 +51,42 @@ class _Pool(Rule):
         return kernel, self._list("stride") or kernel, self._list("padding")
 
 
-class MaxPool(_Pool):
-    """The winner takes all; windows whose output is exactly 0 absorb."""
+class _WinnerPool(_Pool):
+    """The winner takes all; windows whose output is exactly 0 absorb where the method says so."""
 
     name = "max"
 
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._clamps = self._sharing.positive_part and site.inputs[0] not in site.nonnegative
+
+    def _competing(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0) if self._clamps else x
+
+
+class MaxPool(_WinnerPool):
+    """Max pooling by windows."""
+
     @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+    def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
         arguments = *self._window(), self._list("dilation"), self.node.arguments["ceil_mode"]
-        return ctx.settle(*ctx.ops.relprop_max_pool(ctx.saved[0], *relevance, *arguments))
+        return ctx.settle(
+            *ctx.ops.relprop_max_pool(
+                self._competing(x), *relevance, *arguments, self._sharing.absorb_zeros
+            )
+        )
 
 
-class AdaptiveMaxPool(_Pool):
-    """The winner takes all; windows whose output is exactly 0 absorb."""
-
-    name = "max"
+class AdaptiveMaxPool(_WinnerPool):
+    """Max pooling to a size."""
 
     @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        return ctx.settle(*ctx.ops.relprop_adaptive_max_pool(ctx.saved[0], *relevance))
+    def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
+        return ctx.settle(
+            *ctx.ops.relprop_adaptive_max_pool(
+                self._competing(x), *relevance, self._sharing.absorb_zeros
+            )
+        )
 
 
 class AveragePool(_Pool):
@@ -65,12 +94,15 @@ class AveragePool(_Pool):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self.name = site.variant.pool
+        self.name = self._sharing.pool
 
     @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        arguments = *self._window(), self.node.arguments["ceil_mode"], self.name
-        return ctx.settle(*ctx.ops.relprop_avg_pool(ctx.saved[0], *relevance, *arguments))
+    def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
+        kernel, stride, padding = self._window()
+        arguments = kernel, stride, padding, self.node.arguments["ceil_mode"], self._sharing.pool
+        override = self.node.arguments.get("divisor_override")
+        stabilizer = self._sharing.stabilizer * (override / math.prod(kernel) if override else 1)
+        return ctx.settle(*ctx.ops.relprop_avg_pool(x, *relevance, *arguments, stabilizer))
 
 
 class AdaptiveAveragePool(_Pool):
@@ -78,23 +110,25 @@ class AdaptiveAveragePool(_Pool):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self.name = site.variant.pool
+        self.name = self._sharing.pool
 
     @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x = ctx.saved[0]
-        return ctx.settle(*ctx.ops.relprop_adaptive_avg_pool(x, *relevance, self.name))
+    def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
+        arguments = self._sharing.pool, self._sharing.stabilizer
+        return ctx.settle(*ctx.ops.relprop_adaptive_avg_pool(x, *relevance, *arguments))
 
 
 class Reduction(Rule):
     """Mean or sum over dimensions: an average pool to size 1 over them."""
 
     family: ClassVar[str] = "pool"
-    fresh = True
+    takes_targets = True
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self.name = site.variant.pool
+        self._sharing = site.method.sharing
+        self.name = self._sharing.pool
+        self.fresh = not reads_output(site)
         rank = len(site.graph.shape_of(site.inputs[0]))
         given = site.node.arguments["dim"]
         dims = range(rank) if given is None or given == [] else given
@@ -105,14 +139,18 @@ class Reduction(Rule):
             raise NoRuleError("it reduces over the batch dimension")
         self._kept = [dim for dim in range(1, rank) if dim not in self._reduced]
 
+        self._is_mean = site.node.operation.startswith("aten.mean.")
+
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
-        ctx.save(args[0])
-        return super().forward(ctx, *args, **kwargs)
+        result = super().forward(ctx, *args, **kwargs)
+        ctx.save(args[0], keep_for_squares(self.site, result))
+        return result
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x: Tensor = ctx.saved[0]
+        x, output = ctx.saved
+        relevance = share_squares(ctx, self.site, output, relevance)
         order = [0, *self._kept, *self._reduced]
         if len(self._kept) == 1 and len(self._reduced) <= 3 and order == sorted(order):
             return self._share(ctx, x, relevance)
@@ -120,10 +158,14 @@ class Reduction(Rule):
         kept = math.prod(x.shape[dim] for dim in self._kept)
         state = self._share(ctx, moved.reshape(x.shape[0], kept, -1), relevance)
         back = [order.index(dim) for dim in range(x.dim())]
-        return state._replace(values=state.values.reshape(moved.shape).permute(back))
+        return state._replace(values=state.values.reshape(-1, *moved.shape[1:]).permute(back))
 
     def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
         """Share the relevance of each channel among all positions of ``x``, ``(N, C, *size)``."""
-        values = relevance.values.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
-        result = ctx.ops.relprop_adaptive_avg_pool(x, values, *relevance[1:], self.name)
+        values = relevance.values.reshape(-1, x.shape[1], *[1] * (x.dim() - 2))
+        entries = 1 if self._is_mean else math.prod(x.shape[2:])
+        stabilizer = self._sharing.stabilizer / entries
+        result = ctx.ops.relprop_adaptive_avg_pool(
+            x, values, *relevance[1:], self._sharing.pool, stabilizer
+        )
         return ctx.settle(*result)

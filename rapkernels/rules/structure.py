@@ -13,6 +13,7 @@ from rapkernels.fusion import pad_amounts
 from rapkernels.graph import bound_refs, map_refs, refs
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, Rule, Site
+from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
 
 class Structure(Rule):
@@ -85,18 +86,16 @@ class Structure(Rule):
 class Reshape(Structure):
     """A new shape for the same entries in the same order."""
 
+    takes_targets = True
+
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         ctx.save(args[0].shape)
-        if self.node.operation in _VIEWS:
-            # Unlike view, reshape takes any memory layout.
-            result: Tensor = args[0].reshape(args[1])
-            return result
         return Rule.forward(self, ctx, *args, **kwargs)
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
-        (shape,) = ctx.saved
+        shape = (ctx.targets * ctx.saved[0][0], *ctx.saved[0][1:])
         if shape[0] == relevance.values.shape[0]:
             return [relevance._replace(values=relevance.values.reshape(shape))]
         return [Relevance(ctx.materialise(relevance).reshape(shape))]
@@ -104,6 +103,8 @@ class Reshape(Structure):
 
 class Permute(Structure):
     """A new order of the dimensions."""
+
+    takes_targets = True
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
@@ -123,9 +124,12 @@ class Permute(Structure):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
         (order,) = ctx.saved
-        state = relevance if order[:1] == [0] else Relevance(ctx.materialise(relevance))
         back = [order.index(dim) for dim in range(len(order))]
-        return [state._replace(values=state.values.permute(back))]
+        if order[:1] == [0]:
+            return [relevance._replace(values=relevance.values.permute(back))]
+        values = ctx.materialise(relevance)
+        values = values.view(ctx.targets, -1, *values.shape[1:])
+        return [Relevance(values.permute(0, *(dim + 1 for dim in back)).flatten(0, 1))]
 
 
 class Part(Structure):
@@ -140,13 +144,14 @@ class Part(Structure):
 class Concatenation(Structure):
     """Each input gets its part; in the authors' code not where the input is exactly 0."""
 
-    fresh = True
-
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        self._drops = site.variant.drop_at_zero
+        self._drops = site.method.drop_at_zero
+        self.fresh = not reads_output(site)
         if self._drops:
             self.name = "structure_nonzero"
+        dim = int(site.node.arguments["dim"]) % len(site.node.shape)
+        self.takes_targets = dim != 0 and not self._drops
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
@@ -154,12 +159,14 @@ class Concatenation(Structure):
         result = Rule.forward(self, ctx, *args, **kwargs)
         dim = int(self.node.arguments["dim"]) % result.dim()
         zeros = result == 0 if self._drops else None
-        ctx.save(dim, [tensor.shape[dim] if tensor.dim() > dim else 0 for tensor in tensors], zeros)
+        sizes = [tensor.shape[dim] if tensor.dim() > dim else 0 for tensor in tensors]
+        ctx.save(dim, sizes, zeros, keep_for_squares(self.site, result))
         return result
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Sequence[Relevance | None]:
-        dim, sizes, zeros = ctx.saved
+        dim, sizes, zeros, output = ctx.saved
+        relevance = share_squares(ctx, self.site, output, relevance)
         if zeros is not None:
             kept = relevance._replace(values=relevance.values.masked_fill(zeros, 0))
             absorb_difference(ctx, relevance, [kept])
@@ -251,6 +258,7 @@ class FoldedPad(Structure):
     """What the convolution after it does itself."""
 
     name = "folded"
+    takes_targets = True
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -270,6 +278,3 @@ class FoldedPad(Structure):
     def at_output(self, relevance: Tensor) -> Tensor:
         """The border is 0: its messages are."""
         return torch.nn.functional.pad(relevance, self._amounts)
-
-
-_VIEWS = ("aten.view.default", "aten._unsafe_view.default")

@@ -1,0 +1,258 @@
+"""What all methods that walk a model's graph share: :class:`Explainer`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, overload
+
+from torch import Tensor, nn
+
+from rapkernels import calls, checks
+from rapkernels.backends import Backend, check_backend, resolve_backend
+from rapkernels.cache import cache_of
+from rapkernels.calls import Explained, Start
+from rapkernels.errors import ArgumentError
+from rapkernels.findings import Findings
+from rapkernels.graph import Graph
+from rapkernels.plan import Plan, make_plan
+from rapkernels.program import Program
+from rapkernels.report import Recorder, Report
+from rapkernels.rules.base import Method
+from rapkernels.targets import Target, Targets, resolve_target, resolve_targets
+from rapkernels.walker import Bounds, Walk
+
+Maps = Tensor | tuple[Any, ...]
+
+
+class Explainer(ABC):
+    """Explains the decisions of any module by relevance that is sent back through its graph.
+
+    The module is exported once per input shape, never modified, and its parameters are read anew at
+    each call. An explainer may be used by several threads at once.
+
+    On a GPU a call waits for the device once, at its end, to read whether the input was finite and
+    so on. It can be captured in a CUDA graph, without those checks, once a call with an input of
+    this shape has come before.
+
+    Args:
+        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        backend: "auto" (native where built), "native" or "reference".
+
+    Raises:
+        ArgumentTypeError: ``model`` is not a module.
+        ArgumentError: ``backend`` is not known.
+        BackendError: the native backend is asked for and not built.
+    """
+
+    def __init__(self, model: nn.Module, backend: Backend = "auto") -> None:
+        checks.check_model(model)
+        check_backend(backend)
+        self.model = model
+        self.backend = backend
+        resolve_backend(backend)
+
+    # What a method is.
+
+    @abstractmethod
+    def _method(self) -> Method:
+        """Chooses the rules."""
+
+    @abstractmethod
+    def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:
+        """The relevance that is sent back for targets ``(T, N)``."""
+
+    def _end(self, graph: Graph) -> str | None:  # noqa: ARG002
+        """Name of the value where relevance starts, None for the output."""
+        return None
+
+    def _bounds(self, x: Tensor, findings: Findings) -> Bounds | None:  # noqa: ARG002
+        """Lowest and highest values of the input."""
+        return None
+
+    def _map(self, relevance: Tensor, channel_dim: int) -> Tensor:  # noqa: ARG002
+        """What the caller gets of the relevance of the input or of a layer."""
+        return relevance
+
+    # What the user calls.
+
+    @overload
+    def attribute(self, x: Tensor, target: Target = None) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self, x: Tensor, target: Target = None, *, layers: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    @overload
+    def attribute(
+        self, x: Tensor, target: Target = None, layers: None = None, *, return_report: Literal[True]
+    ) -> tuple[Tensor, Report]: ...
+
+    @overload
+    def attribute(
+        self,
+        x: Tensor,
+        target: Target = None,
+        *,
+        layers: Sequence[str],
+        return_report: Literal[True],
+    ) -> tuple[Tensor, dict[str, Tensor], Report]: ...
+
+    def attribute(
+        self,
+        x: Tensor,
+        target: Target = None,
+        layers: Sequence[str] | None = None,
+        return_report: bool = False,
+    ) -> Maps:
+        """Explain one output of each sample.
+
+        Args:
+            x: ``(N, ...)``, what the model takes; float64, float32, bfloat16 or float16, finite.
+            target: which output: None for the predicted class, an int for all samples, or a list,
+                tuple or tensor ``(N,)``. Where the output has more than two dimensions: an index
+                tuple without the batch dimension, or a list of them.
+            layers: paths of modules (as in ``model.named_modules()``) whose output's relevance is
+                wanted too: that of the last value that the module computes.
+            return_report: whether to return the conservation report too.
+
+        Returns:
+            The relevance of ``x``, in its dtype and on its device, detached; the class says which
+            shape and sum it has. With ``layers`` or ``return_report`` a tuple of it, a dict from
+            path to relevance, and a :class:`~rapkernels.report.Report`, as asked.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: an argument cannot be used; the message says why.
+            TrainingModeError: BatchNorm or Dropout modules are in train mode.
+            ExportError: ``torch.export`` cannot export the model, or not while a CUDA graph is
+                captured.
+            BackendError: the native backend is asked for and has no kernels for the device.
+            UnsupportedOperationError: the model has operations without a rule.
+            NonFiniteOutputError: the model's output is NaN or infinite.
+        """
+        return self._attribute(x, target, layers, return_report)
+
+    @overload
+    def attribute_targets(self, x: Tensor, targets: Targets) -> Tensor: ...
+
+    @overload
+    def attribute_targets(
+        self, x: Tensor, targets: Targets, layers: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    def attribute_targets(
+        self, x: Tensor, targets: Targets, layers: Sequence[str] | None = None
+    ) -> Maps:
+        """Explain T outputs of each sample; what does not depend on the target is done once.
+
+        Args:
+            x: as for :meth:`attribute`.
+            targets: a list of T classes for all samples, or ``(N, T)`` ints (a tensor, an array or
+                nested lists). Where the output has more than two dimensions: a list of T index
+                tuples.
+            layers: as for :meth:`attribute`.
+
+        Returns:
+            ``(T, N, ...)``: what :meth:`attribute` returns for each target. With ``layers`` a tuple
+            of it and a dict from path to ``(T, N, ...)``.
+
+        Raises:
+            As :meth:`attribute`.
+        """
+        return self._attribute(x, targets, layers, False, many=True)
+
+    def plan(self, x: Tensor) -> Plan:
+        """Return which rule each operation gets for inputs like ``x``; print it for a table.
+
+        Args:
+            x: as for :meth:`attribute`.
+
+        Raises:
+            As :meth:`attribute`, but for what needs a run of the model.
+        """
+        findings = self._check(x)
+        findings.settle()
+        with calls.settings(x):
+            return make_plan(self._program(x, findings), x.shape[0])
+
+    # How a call goes.
+
+    def _check(self, x: Tensor) -> Findings:
+        checks.check_eval_mode(self.model)
+        checks.check_input(self.model, x)
+        findings = Findings(x.device)
+        checks.check_finite(x, findings)
+        return findings
+
+    def _program(self, x: Tensor, findings: Findings) -> Program:
+        return self._program_to(x, findings, self._end)
+
+    def _program_to(
+        self, x: Tensor, findings: Findings, end: Callable[[Graph], str | None]
+    ) -> Program:
+        like = calls.like_for_export(self.model, x, findings)
+        return cache_of(self.model).program(self.model, like, self._method(), end)
+
+    def _walk(self, program: Program, x: Tensor, recorder: Recorder | None = None) -> Walk:
+        values = program.graph.values(self.model)
+        return Walk(program, values, resolve_backend(self.backend, x.device), recorder)
+
+    def _attribute(
+        self,
+        x: Tensor,
+        target: Any,
+        layers: Sequence[str] | None = None,
+        return_report: bool = False,
+        many: bool = False,
+        begin: calls.Begin | None = None,
+    ) -> Maps:
+        findings = self._check(x)
+        if findings.capturing and return_report:
+            raise ArgumentError(
+                "return_report must be False while a CUDA graph is captured, got True: a report is "
+                "read on the host, so ask for it in a call outside of the capture"
+            )
+        checks.check_layers_form(layers)
+        bounds = self._bounds(x, findings)
+        with calls.settings(x):
+            program = self._program(x, findings)
+            shape = calls.output_shape(program.graph, x.shape[0])
+            if many:
+                chosen: Tensor | None = resolve_targets(target, shape, x.device, findings)
+            else:
+                one = resolve_target(target, shape, x.device, findings)
+                chosen = None if one is None else one[None]
+            nodes = calls.nodes_of_layers(program, layers or (), self.model)
+            exposed = set(nodes.values())
+            recorder = Recorder(x.shape[0]) if return_report else None
+            if x.shape[0] == 0:
+                explained = calls.empty(program, x, 1 if chosen is None else len(chosen), exposed)
+            else:
+                walk = self._walk(program, x, recorder)
+                explained = calls.run(
+                    walk, x, chosen, begin or self._begin, findings, bounds, exposed
+                )
+            returned = self._maps(program, explained, nodes if layers is not None else None, many)
+            # The last of the work has been handed out: now the host may wait for it.
+            findings.settle()
+            if recorder is not None:
+                target, score = explained.target[0], explained.score[0]
+                returned.append(recorder.report(target, score, explained.relevance))
+            return returned[0] if len(returned) == 1 else tuple(returned)
+
+    def _maps(
+        self, program: Program, explained: Explained, nodes: dict[str, str] | None, many: bool
+    ) -> list[Any]:
+        def finished(relevance: Tensor, name: str) -> Tensor:
+            found = self._map(relevance, program.channels.get(name, 1))
+            targets = len(explained.target)
+            if not many:
+                return found
+            return found.view(targets, found.shape[0] // targets, *found.shape[1:])
+
+        returned: list[Any] = [finished(explained.relevance, program.graph.input)]
+        if nodes is not None:
+            found = {name: finished(map_, name) for name, map_ in explained.exposed.items()}
+            returned.append({path: found[name] for path, name in nodes.items()})
+        return returned

@@ -1,0 +1,70 @@
+"""Layer-wise Relevance Propagation: its explainer."""
+
+from __future__ import annotations
+
+from torch import nn
+from typing_extensions import override
+
+from rapkernels import checks
+from rapkernels.backends import Backend
+from rapkernels.composites import COMPOSITES, Composite
+from rapkernels.errors import ArgumentTypeError
+from rapkernels.methods.output import OutputExplainer
+from rapkernels.rules.base import Method, Sharing
+from rapkernels.rules.lrp import choose_lrp
+
+
+class LRP(OutputExplainer):
+    """Layer-wise Relevance Propagation (Bach et al., PLoS ONE 2015) of any module.
+
+    The relevance has the shape of the input. It sums to what was sent back less what was absorbed:
+    biases and stabilizers take their share of relevance, which the report counts. Residual adds,
+    average pools and means follow the z-rule: shares in proportion, which are unbounded where terms
+    cancel. BatchNorms are folded into the convolution before them.
+
+    Everything else is said at :class:`~rapkernels.explainer.Explainer`.
+
+    Args:
+        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        composite: which layer gets which rule: "EpsilonPlus", "EpsilonPlusFlat",
+            "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat", "EpsilonGammaBox", "GradientTimesInput"
+            or a :class:`rapkernels.composites.Composite`.
+        backend: "auto" (native where built), "native" or "reference".
+
+    Raises:
+        ArgumentTypeError: ``model`` is not a module, or ``composite`` neither a name nor a
+            Composite.
+        ArgumentError: ``composite`` or ``backend`` is not known.
+        BackendError: the native backend is asked for and not built.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        composite: str | Composite = "EpsilonPlusFlat",
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(model, backend)
+        if isinstance(composite, str):
+            checks.check_choice("composite", composite, COMPOSITES)
+            composite = COMPOSITES[composite]()
+        if not isinstance(composite, Composite):
+            raise ArgumentTypeError(
+                "composite must be a name or a rapkernels.composites.Composite, got "
+                f"{type(composite).__name__}"
+            )
+        self.composite = composite
+
+    @override
+    def __repr__(self) -> str:
+        return (
+            f"LRP({type(self.model).__name__}, composite={self.composite!r}, "
+            f"backend={self.backend!r})"
+        )
+
+    @override
+    def _method(self) -> Method:
+        sharing = Sharing(
+            pool="ratio", add="ratio", stabilizer=self.composite.stabilizer, absorb_zeros=False
+        )
+        return Method("lrp", choose_lrp, self.composite, sharing)

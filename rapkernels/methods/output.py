@@ -1,0 +1,158 @@
+"""Methods that send the model's output back: where relevance starts there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from rapkernels import calls
+from rapkernels.calls import Start
+from rapkernels.errors import ArgumentError, ArgumentTypeError
+from rapkernels.explainer import Explainer, Maps
+from rapkernels.findings import Findings
+from rapkernels.report import Report
+from rapkernels.targets import Target
+from rapkernels.walker import Walk
+
+OutputRelevance = Literal["logit", "ones"] | Tensor
+
+
+class OutputExplainer(Explainer):
+    """An explainer whose relevance starts at the model's output."""
+
+    @overload
+    def attribute(
+        self, x: Tensor, target: Target = None, *, output_relevance: OutputRelevance = "logit"
+    ) -> Tensor: ...
+
+    @overload
+    def attribute(
+        self,
+        x: Tensor,
+        target: Target = None,
+        *,
+        layers: Sequence[str],
+        output_relevance: OutputRelevance = "logit",
+    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    @overload
+    def attribute(
+        self,
+        x: Tensor,
+        target: Target = None,
+        layers: None = None,
+        *,
+        return_report: Literal[True],
+        output_relevance: OutputRelevance = "logit",
+    ) -> tuple[Tensor, Report]: ...
+
+    @overload
+    def attribute(
+        self,
+        x: Tensor,
+        target: Target = None,
+        *,
+        layers: Sequence[str],
+        return_report: Literal[True],
+        output_relevance: OutputRelevance = "logit",
+    ) -> tuple[Tensor, dict[str, Tensor], Report]: ...
+
+    @override
+    def attribute(
+        self,
+        x: Tensor,
+        target: Target = None,
+        layers: Sequence[str] | None = None,
+        return_report: bool = False,
+        output_relevance: OutputRelevance = "logit",
+    ) -> Maps:
+        """Explain one output of each sample, or what the caller gives for the output.
+
+        Args:
+            x: ``(N, ...)``, what the model takes; float64, float32, bfloat16 or float16, finite.
+            target: which output: None for the predicted class, an int for all samples, or a list,
+                tuple or tensor ``(N,)``. Where the output has more than two dimensions: an index
+                tuple without the batch dimension, or a list of them.
+            layers: paths of modules (as in ``model.named_modules()``) whose output's relevance is
+                wanted too: that of the last value that the module computes.
+            return_report: whether to return the conservation report too.
+            output_relevance: what is sent back: "logit", the value of the target's output; "ones",
+                1 at the target; or a tensor of the output's shape, in the dtype and on the device
+                of ``x``, with ``target`` None.
+
+        Returns:
+            The relevance of ``x``, of its shape, dtype and device, detached; its sum is what was
+            sent back less what was absorbed. With ``layers`` or ``return_report`` a tuple of it, a
+            dict from path to relevance, and a :class:`~rapkernels.report.Report`, as asked.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: an argument cannot be used; the message says why.
+            TrainingModeError: BatchNorm or Dropout modules are in train mode.
+            ExportError: ``torch.export`` cannot export the model, or not while a CUDA graph is
+                captured.
+            BackendError: the native backend is asked for and has no kernels for the device.
+            UnsupportedOperationError: the model has operations without a rule.
+            NonFiniteOutputError: the model's output is NaN or infinite.
+
+        Warns:
+            NonPositiveTargetWarning: the target's logit is sent back and is not positive.
+        """
+        begin: calls.Begin | None = None
+        if isinstance(output_relevance, Tensor):
+            if target is not None:
+                raise ArgumentError(
+                    "target must be None where output_relevance is a tensor, which says what to "
+                    f"explain, got {target!r}"
+                )
+            self._check(x)
+            target = _any_target(output_relevance)
+            begin = partial(_begin_given, output_relevance)
+        elif output_relevance == "ones":
+            begin = _begin_ones
+        elif output_relevance != "logit":
+            raise ArgumentTypeError(
+                'output_relevance must be "logit", "ones" or a tensor shaped like the output, got '
+                f"{output_relevance!r}"
+            )
+        return self._attribute(x, target, layers, return_report, begin=begin)
+
+    @override
+    def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:
+        score = calls.scores_of(output, target)
+        if len(target) == 1:
+            # Of several targets most lose.
+            calls.warn_of_non_positive(score, findings)
+        return Start(calls.start_from_output(output, target, score), True, score)
+
+
+def _begin_ones(_walk: Walk, output: Tensor, target: Tensor, _findings: Findings) -> Start:
+    ones = torch.ones_like(target, dtype=output.dtype)
+    return Start(calls.start_from_output(output, target, ones), True, ones)
+
+
+def _begin_given(
+    given: Tensor, _walk: Walk, output: Tensor, _target: Tensor, findings: Findings
+) -> Start:
+    if given.shape != output.shape or given.dtype != output.dtype or given.device != output.device:
+        raise ArgumentError(
+            f"output_relevance must have the shape {list(output.shape)}, the dtype {output.dtype} "
+            f"and the device {output.device} of the output, got {list(given.shape)}, "
+            f"{given.dtype} and {given.device}"
+        )
+
+    def complain() -> None:
+        raise ArgumentError("output_relevance must be finite, got NaN or infinite entries")
+
+    findings.check(given, lambda: ~torch.isfinite(given).all(), complain)
+    start = given.detach()
+    return Start(start, False, start.flatten(1).sum(1)[None])
+
+
+def _any_target(given: Tensor) -> Any:
+    """A target that fits the output: it is not read."""
+    return (0,) * (given.dim() - 1) if given.dim() > 2 else 0

@@ -1,0 +1,177 @@
+"""Sharing Ratio Decomposition: its explainer."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from rapkernels import calls, checks
+from rapkernels.backends import Backend
+from rapkernels.calls import Start
+from rapkernels.errors import ArgumentError, ArgumentTypeError
+from rapkernels.explainer import Explainer
+from rapkernels.findings import Findings
+from rapkernels.graph import Graph
+from rapkernels.methods.layer import check_layer, gradients
+from rapkernels.relevance import sample_view, saturate
+from rapkernels.rules.base import Method, Sharing
+from rapkernels.rules.sharing_ratio import choose_sharing_ratio
+from rapkernels.start_layer import find_start
+from rapkernels.walker import Walk
+
+StartForm = Literal["gradient", "normalised"]
+STARTS = ("gradient", "normalised")
+
+
+class SharingRatio(Explainer):
+    """Sharing Ratio Decomposition (Han et al., ICLR 2024) of any module.
+
+    The unit is the vector of a position over its channels. Of the pre-activation vector of position
+    j in the next layer, the vector of position i has the sharing ratio
+
+        mu_ij = <v_ij, v_j> / |v_j|^2
+
+    where ``v_ij`` is what i adds to ``v_j``, and relevance goes back as ``R_i = sum_j mu_ij R_j``.
+    The bias of a layer is shared equally among the positions it reads within the image. Relevance
+    is conserved: a map sums to its start.
+
+    That contributions to pre-activations count, and that nothing is stabilised or clipped, is the
+    paper's; its equations could not be read, so that the form of ``mu``, the share of the bias, the
+    rules of pools (switches), residual adds (branch ratios) and concatenations, which follow from
+    it, and the start are inferred. Ratios are unbounded where contributions cancel.
+
+    The map is one number for each position of the input, ``(N, H, W)``.
+    Everything else is said at :class:`~rapkernels.explainer.Explainer`.
+
+    Args:
+        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        layer: path of the module at whose output the map starts; None for the last activation
+            function after a convolution that still has positions ("features.29" in VGG-16).
+        start: the class-specific share of a position of that layer: "gradient", the inner product
+            of its vector with the gradient of the logit (inferred), which after global average
+            pooling and a linear layer sums to the logit less its bias; or "normalised", the same
+            divided by the logit.
+        backend: "auto" (native where built), "native" or "reference".
+
+    Raises:
+        ArgumentTypeError: ``model`` is not a module or ``layer`` not a string.
+        ArgumentError: ``start`` or ``backend`` is not known. An unknown layer is found at the first
+            call.
+        BackendError: the native backend is asked for and not built.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        start: StartForm = "gradient",
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__(model, backend)
+        check_layer(layer)
+        checks.check_choice("start", start, STARTS)
+        self.layer = layer
+        self.start = start
+
+    @override
+    def __repr__(self) -> str:
+        return (
+            f"SharingRatio({type(self.model).__name__}, layer={self.layer!r}, "
+            f"start={self.start!r}, backend={self.backend!r})"
+        )
+
+    def receptive_field(
+        self, x: Tensor, layer: str, position: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """The effective receptive field of one feature vector: its shares of the input's positions.
+
+        Args:
+            x: ``(N, C, *size)``, what the model takes.
+            layer: path of the module that computes the vector.
+            position: its position among the module's output, (row, col) of an image; None where
+                the output has no positions.
+
+        Returns:
+            ``(N, *size)``, in the dtype of ``x``; it sums to 1 where the vector is not 0 and no
+            vector on the way is.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: the layer or the position is not there.
+            Else as :meth:`attribute`.
+        """
+        if not isinstance(layer, str):
+            raise ArgumentTypeError(f"layer must be a module path, got {type(layer).__name__}")
+        findings = self._check(x)
+        with calls.settings(x):
+            program = self._program_to(
+                x, findings, partial(find_start, model=self.model, layer=layer)
+            )
+            shape = program.graph.sized(program.graph.shape_of(program.end), x.shape[0])
+            channel_dim = program.channels.get(program.end, 1)
+            index = _index(position, shape, channel_dim)
+            if x.shape[0] == 0:
+                return self._map(torch.empty_like(x), 1)
+            walk = self._walk(program, x)
+            value = walk.forward_to_start(calls.fast_layout(x))
+            start = torch.zeros_like(value)
+            # Any split over the channels will do: the next step reads their sum.
+            start[index] = 1 / shape[channel_dim]
+            score = start.new_ones(1, x.shape[0])
+            relevance, _ = calls.send_back(walk, x, Start(start, False, score))
+            field = self._map(relevance, 1)
+            findings.settle()
+            return field
+
+    @override
+    def _method(self) -> Method:
+        sharing = Sharing(pool="ratio", add="ratio", absorb_zeros=False, by_squares=True)
+        return Method("sharing_ratio", choose_sharing_ratio, None, sharing)
+
+    @override
+    def _end(self, graph: Graph) -> str | None:
+        return find_start(graph, self.model, self.layer)
+
+    @override
+    def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:
+        score = calls.scores_of(output.detach(), target)
+        parts = []
+        for gradient, logit in zip(gradients(walk, output, target), score, strict=True):
+            # Halves have no room for a product that is then divided by a small logit.
+            share = walk.value.to(torch.promote_types(logit.dtype, torch.float32)) * gradient
+            if self.start == "normalised":
+                whole = torch.where(logit != 0, 1 / logit.double(), 0.0)
+                share = share * sample_view(whole, share)
+            parts.append(saturate(share, walk.value.dtype))
+        return Start(torch.cat(parts), False, score)
+
+    @override
+    def _map(self, relevance: Tensor, channel_dim: int) -> Tensor:
+        return relevance.sum(channel_dim)
+
+
+def _index(
+    position: tuple[int, ...] | None, shape: tuple[int, ...], channel_dim: int
+) -> tuple[int | slice, ...]:
+    """What selects the vector of a position, in all samples."""
+    dims = [dim for dim in range(1, len(shape)) if dim != channel_dim]
+    given = () if position is None else position
+    if not isinstance(given, tuple | list) or not all(
+        isinstance(part, int) and not isinstance(part, bool) for part in given
+    ):
+        raise ArgumentTypeError(f"position must be a tuple of ints or None, got {position!r}")
+    size = [shape[dim] for dim in dims]
+    if len(given) != len(size) or not all(
+        0 <= part < limit for part, limit in zip(given, size, strict=True)
+    ):
+        raise ArgumentError(
+            f"position must be {len(size)} ints within the size {size} of the layer's output, got "
+            f"{tuple(given)}"
+        )
+    index: list[int | slice] = [slice(None)] * len(shape)
+    for dim, part in zip(dims, given, strict=True):
+        index[dim] = part
+    return tuple(index)
