@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 COLOUR_MAP = "seismic"
 # Odd, so that zero falls on the middle colour, which is exactly white.
-_COLOURS = 257
+COLOURS = 257
 
 # Lengths on the page are inches, sizes of letters are points.
 _PANEL_AREA = 13.0
@@ -110,7 +110,7 @@ def draw(view: Image, relevance: torch.Tensor, caption: Caption | None = None) -
         interpolation="nearest",
         cmap=require("matplotlib", "drawing a heat map", "rapkernels[cli]")
         .colormaps[COLOUR_MAP]
-        .resampled(_COLOURS),
+        .resampled(COLOURS),
         vmin=-limit,
         vmax=limit,
     )

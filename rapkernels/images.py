@@ -68,6 +68,50 @@ class PreparedImage:
     view: Image
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Where the network's input lies in a photo: the photo is resized, then cropped.
+
+    Attributes:
+        photo_size: (width, height) of the photo.
+        scaled_size: (width, height) of the resized photo.
+        crop: (left, top, right, bottom) of the network's input in the resized photo, whole pixels.
+    """
+
+    photo_size: tuple[int, int]
+    scaled_size: tuple[int, int]
+    crop: tuple[int, int, int, int]
+
+    @classmethod
+    def of(cls, photo_size: tuple[int, int], preprocessing: Preprocessing) -> Frame:
+        """The frame of a photo of (width, height); the steps equal torchvision's and timm's."""
+        height, width = preprocessing.size
+        if isinstance(preprocessing.resize, int):
+            scaled_size = _shorter_side_to(photo_size, preprocessing.resize)
+        else:
+            scaled_size = (preprocessing.resize[1], preprocessing.resize[0])
+        # Rounded like torchvision's, so that a network gets the pixels of its training.
+        left = round((scaled_size[0] - width) / 2.0)
+        top = round((scaled_size[1] - height) / 2.0)
+        return cls(photo_size, scaled_size, (left, top, left + width, top + height))
+
+    @property
+    def view(self) -> tuple[float, float, float, float]:
+        """The region (left, top, right, bottom) of the photo that the network sees."""
+        across = self.photo_size[0] / self.scaled_size[0]
+        down = self.photo_size[1] / self.scaled_size[1]
+        left, top, right, bottom = self.crop
+        return (left * across, top * down, right * across, bottom * down)
+
+    def to_input(self, box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+        """A box (x0, y0, x1, y1) of the photo in the input's pixels; it may reach beyond them."""
+        across = self.scaled_size[0] / self.photo_size[0]
+        down = self.scaled_size[1] / self.photo_size[1]
+        left, top = self.crop[:2]
+        x0, y0, x1, y1 = box
+        return (x0 * across - left, y0 * down - top, x1 * across - left, y1 * down - top)
+
+
 def read_image(path: str | Path) -> Image:
     """Read a photo as 8-bit RGB, turned upright by its EXIF tag, transparency over white.
 
@@ -111,21 +155,14 @@ def _to_rgb(photo: Any, pil_image: Any) -> Image:
 
 
 def prepare_image(photo: Image, preprocessing: Preprocessing) -> PreparedImage:
-    """Resize, crop and normalise an RGB photo; the steps equal torchvision's and timm's."""
+    """Resize, crop and normalise an RGB photo."""
     pil_image = require("PIL.Image", "preparing a photo", "rapkernels[cli]")
     resampling = pil_image.Resampling[preprocessing.interpolation.upper()]
-    height, width = preprocessing.size
-    if isinstance(preprocessing.resize, int):
-        scaled_size = _shorter_side_to(photo.size, preprocessing.resize)
-    else:
-        scaled_size = (preprocessing.resize[1], preprocessing.resize[0])
-    # Both steps round like torchvision's, so that a network gets the pixels of its training.
-    left = round((scaled_size[0] - width) / 2.0)
-    top = round((scaled_size[1] - height) / 2.0)
-    scaled = photo if photo.size == scaled_size else photo.resize(scaled_size, resampling)
-    box = (left, top, left + width, top + height)
+    frame = Frame.of(photo.size, preprocessing)
+    unchanged = photo.size == frame.scaled_size
+    scaled = photo if unchanged else photo.resize(frame.scaled_size, resampling)
     return PreparedImage(
-        pixels=_normalise(scaled.crop(box), preprocessing), view=_view(photo, scaled_size, box)
+        pixels=_normalise(scaled.crop(frame.crop), preprocessing), view=_view(photo, frame)
     )
 
 
@@ -144,12 +181,10 @@ def _normalise(photo: Image, preprocessing: Preprocessing) -> torch.Tensor:
     return scaled.sub(mean).div(std).contiguous()
 
 
-def _view(photo: Image, scaled_size: tuple[int, int], box: tuple[int, int, int, int]) -> Image:
-    """Cut ``box`` of the scaled photo out of the photo itself, at the photo's resolution."""
+def _view(photo: Image, frame: Frame) -> Image:
+    """What the network sees, cut out of the photo itself, at the photo's resolution."""
     pil_image = require("PIL.Image", "preparing a photo", "rapkernels[cli]")
-    across = photo.width / scaled_size[0]
-    down = photo.height / scaled_size[1]
-    region = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
+    region = frame.view
     width, height = region[2] - region[0], region[3] - region[1]
     shrink = min(1.0, _VIEW_LIMIT / max(width, height))
     size = (max(1, math.floor(width * shrink)), max(1, math.floor(height * shrink)))

@@ -12,6 +12,7 @@ from timm.data import create_transform
 from torchvision.models import ResNet50_Weights
 
 from rapkernels.images import (
+    Frame,
     ImageError,
     Preprocessing,
     prepare_image,
@@ -99,6 +100,22 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
 def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
     Image.fromarray(np.full((4, 4), 128 * 257, dtype=np.uint16)).save(tmp_path / "deep.png")
     assert read_image(tmp_path / "deep.png").getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_box_follows_resize_and_crop() -> None:
+    # 600 x 300 to 512 x 256, of which the middle 224 x 224 is left: 144 to the left, 16 above.
+    frame = Frame.of((600, 300), CROP)
+    assert frame.scaled_size == (512, 256)
+    assert frame.crop == (144, 16, 368, 240)
+    scale = 256 / 300
+    expected = (300 * scale - 144, 0 - 16, 600 * scale - 144, 150 * scale - 16)
+    assert frame.to_input((300, 0, 600, 150)) == pytest.approx(expected)
+    assert frame.to_input(frame.view) == pytest.approx((0, 0, 224, 224))
+
+
+def test_a_box_follows_stretching() -> None:
+    frame = Frame.of((448, 112), CROP.stretched())
+    assert frame.to_input((0, 0, 224, 56)) == pytest.approx((0, 0, 112, 112))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import click
 
 import rapkernels
 
+from .compare import compare
+from .evaluate import evaluate_command
 from .explain import explain
 from .info import info
 
@@ -16,5 +18,5 @@ def app() -> None:
     """Relevance propagation (RAP) for neural networks, with native kernels."""
 
 
-for command in (explain, info):
+for command in (explain, compare, evaluate_command, info):
     app.add_command(command)

@@ -13,12 +13,12 @@ import torch
 
 import rapkernels
 
-from ..attribution import VariantName
 from ..backends import Backend
 from ..errors import NonPositiveTargetWarning
 from ..images import ImageError, PreparedImage, Preprocessing, prepare_image, read_image
-from ..labels import ClassNameError, ClassNames
+from ..methods.rap import VariantName
 from ..models import Classifier, logits_of
+from .classes import class_index, targets_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -85,7 +85,7 @@ class Explainer:
     ) -> None:
         self._classifier = classifier
         self._preprocessing = preprocessing
-        self._target = None if target is None else _class_index(target, classifier.class_names)
+        self._target = None if target is None else class_index(target, classifier.class_names)
         self._rap = rapkernels.RAP(classifier.module, variant=variant, backend=backend)
         self.tracing_seconds: float | None = None
 
@@ -112,7 +112,7 @@ class Explainer:
             return
         batch = torch.stack([image.pixels for image in prepared.values()])
         logits = logits_of(self._classifier, batch)
-        targets = self._targets(logits)
+        targets = targets_of(self._target, self._classifier, logits)
         if self.tracing_seconds is None:
             started = time.perf_counter()
             self._rap.plan(batch)
@@ -138,25 +138,3 @@ class Explainer:
                 seconds=seconds,
                 batch_size=len(prepared),
             )
-
-    def _targets(self, logits: torch.Tensor) -> list[int]:
-        count, classes = logits.shape
-        if self._target is None:
-            return [int(index) for index in logits.argmax(dim=1)]
-        if not 0 <= self._target < classes:
-            raise ClassNameError(
-                f"--target must be between 0 and {classes - 1} for {self._classifier.name}, "
-                f"got {self._target}."
-            )
-        return [self._target] * count
-
-
-def _class_index(target: str, names: ClassNames | None) -> int:
-    try:
-        return int(target)
-    except ValueError:
-        if names is None:
-            raise ClassNameError(
-                f"--target {target}: the classes of this network have no names; give an index."
-            ) from None
-        return names.find(target)

@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ..attribution import VariantName
 from ..backends import Backend
 from ..heatmap import Caption, draw, save_figure
+from ..methods.rap import VariantName
 from ..models import load_classifier
 from . import options
 from .batches import Explainer, Explanation, Unreadable

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from ..evaluation.methods import METHODS
 from ..models import DEFAULT_MODEL
 from ..variants import VARIANTS
 
@@ -57,6 +58,24 @@ def method_options(command: Command) -> Command:
         show_default=True,
         help="Rules of RAP: this library's, the paper's equations, or the authors' code.",
     )(command)
+
+
+def names(
+    _context: click.Context, _parameter: click.Parameter, value: str | None
+) -> tuple[str, ...]:
+    """A callback: what commas separate, each once, in order; () where nothing is given."""
+    found = (name.strip() for name in (value or "").split(","))
+    return tuple(dict.fromkeys(name for name in found if name))
+
+
+def methods_option(help_text: str) -> Callable[[Command], Command]:
+    """``--methods``: a list of names, with commas between them."""
+    return click.option(
+        "--methods",
+        metavar="NAME,...",
+        callback=names,
+        help=f"{help_text} Known: {', '.join(METHODS)}.",
+    )
 
 
 def target_option(command: Command) -> Command:
