@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bench.shapes import LayerShape
+from rapkernels import reference
 from rapkernels.relevance import Relevance
 
 Arguments = tuple[Any, ...]
 SEED = 0
+
+
+class Rule(NamedTuple):
+    """A rule of convolutions and linear layers, for inputs that are not negative.
+
+    name, parameters: what the op takes; RAP's name differs between ops.
+    needs_z: whether it needs the layer's output, which a convolution is handed.
+    once, each: matrix products beside that, for all targets together and for each.
+    """
+
+    name: str
+    parameters: tuple[float, ...]
+    needs_z: bool
+    once: int
+    each: int
+
+
+# By what shapes.csv says.
+RULES = {
+    "": Rule("", (), True, 1, 2),
+    "epsilon": Rule("epsilon", (1e-6,), True, 0, 1),
+    "z_plus": Rule("alpha_beta", (1.0, 0.0, 1e-6), False, 1, 1),
+    "alpha_beta": Rule("alpha_beta", (2.0, 1.0, 1e-6), True, 1, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +58,21 @@ class Case:
 
     def samples(self, chosen: slice) -> Case:
         """The same op on some of the samples only, which do not depend on each other."""
+        # The op's parameters belong to all samples; everything else has one row or T of each.
+        names = inspect.signature(getattr(reference, self.shape.op)).parameters
         parts = [
-            item[chosen] if isinstance(item, Tensor) and not self._is_weight(index) else item
-            for index, item in enumerate(self.arguments)
+            self.rows(item, chosen)
+            if isinstance(item, Tensor) and name not in ("weight", "bias")
+            else item
+            for name, item in zip(names, self.arguments, strict=False)
         ]
         return Case(self.shape, tuple(parts), self.operations)
 
-    def _is_weight(self, index: int) -> bool:
-        return index == 1 and bool(self.shape.weight)
+    def rows(self, item: Tensor, chosen: slice) -> Tensor:
+        """The rows of some samples in an argument or a result, which has N or, by target, T * N."""
+        samples = self.shape.x[0]
+        targets = item.shape[0] // samples
+        return item.reshape(targets, samples, *item.shape[1:])[:, chosen].flatten(0, 1)
 
     def least_bytes(self, results: Sequence[Tensor]) -> int:
         """Bytes that have to move: every tensor argument and every result, once.
@@ -138,6 +171,10 @@ def _weight(shape: Sequence[int]) -> Tensor:
     return torch.randn(*shape) * math.sqrt(2 / math.prod(shape[1:]))
 
 
+def _bias(shape: LayerShape) -> Tensor:
+    return 0.01 * torch.randn(shape.weight[0])
+
+
 def _pending(samples: int) -> tuple[Tensor, Tensor]:
     """A pending shift and scale, as they arrive from the layer above."""
     psi = torch.full((samples,), 0.01, dtype=torch.float64)
@@ -145,30 +182,61 @@ def _pending(samples: int) -> tuple[Tensor, Tensor]:
 
 
 def _linear(shape: LayerShape) -> tuple[Arguments, int]:
-    relevance = torch.randn(shape.x[0], shape.weight[0])
-    return (_after_relu(shape.x), _weight(shape.weight), relevance, *_pending(shape.x[0]), "rap"), 4
+    rule = RULES[shape.rule]
+    x, weight = _after_relu(shape.x), _weight(shape.weight)
+    units = rule.needs_z + rule.once + rule.each * shape.targets
+    if not rule.name:
+        count = shape.targets * shape.x[0]
+        return (x, weight, torch.randn(count, len(weight)), *_pending(count), "rap"), units
+    bias = _bias(shape)
+    arrived = _vanishing_with(x @ weight.T + bias, shape.targets)
+    return (x, weight, *arrived, rule.name, True, bias, rule.parameters), units
 
 
 def _conv(shape: LayerShape) -> tuple[Arguments, int]:
+    rule = RULES[shape.rule]
     x, weight = _after_relu(shape.x), _weight(shape.weight)
-    stride, pads, dilation = _geometry(shape)
-    z = torch.conv2d(x, weight, None, stride, shape.padding, dilation, shape.groups)
-    relevance = torch.randn_like(z)
-    pending = _pending(shape.x[0])
-    # z is handed on, so three products remain: |w| * |x| and the two transposes.
-    return (
-        x,
-        weight,
-        z,
-        relevance,
-        *pending,
-        stride,
-        pads,
-        dilation,
-        shape.groups,
-        "rap_conv",
-        True,
-    ), 3
+    z, geometry = _output(shape, x, weight), (*_geometry(shape), shape.groups)
+    # z is handed on, so that three products remain of RAP: |w| * |x| and the two transposes.
+    units = rule.once + rule.each * shape.targets
+    if not rule.name:
+        count = shape.targets * shape.x[0]
+        arrived = torch.randn(count, *z.shape[1:]), *_pending(count)
+        return (x, weight, z, *arrived, *geometry, "rap_conv", True), units
+    bias = _bias(shape)
+    arrived = _vanishing_with(z + bias.view(-1, 1, 1), shape.targets)
+    return (x, weight, z, *arrived, *geometry, rule.name, True, bias, rule.parameters), units
+
+
+def _vanishing_with(output: Tensor, targets: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Relevance of both signs that vanishes with the square of the output; no shift, as in LRP.
+
+    The rules divide by the output: relevance of an output that is nearly 0 would show nothing but
+    how that was rounded.
+    """
+    relevance = torch.randn(targets, *output.shape) * output * output.abs()
+    psi, scale = _pending(targets * len(output))
+    return relevance.flatten(0, 1), torch.zeros_like(psi), scale
+
+
+def _equilibrium_conv(shape: LayerShape) -> tuple[Arguments, int]:
+    x, weight = _after_relu(shape.x), _weight(shape.weight)
+    relevance = torch.randn(shape.x[0], shape.weight[0], *shape.result_size())
+    geometry = (*_geometry(shape), shape.groups)
+    # Contributions, active and inactive neurons: three products with |w| forward and three back.
+    return (x, weight, relevance, *_pending(shape.x[0]), *geometry, 2.0), 6
+
+
+def _sharing_conv(shape: LayerShape) -> tuple[Arguments, int]:
+    x, weight = _after_relu(shape.x), _weight(shape.weight)
+    z, geometry = _output(shape, x, weight), (*_geometry(shape), shape.groups)
+    pending = torch.randn_like(z), *_pending(shape.x[0])
+    # z is handed on, and the share of the bias is a product of one channel: one transpose remains.
+    return (x, weight, _bias(shape), z, *pending, *geometry), 1
+
+
+def _share_squares(shape: LayerShape) -> tuple[Arguments, int]:
+    return (_after_relu(shape.x), torch.randn(*shape.x), *_pending(shape.x[0])), 0
 
 
 def _zbox_conv(shape: LayerShape) -> tuple[Arguments, int]:
@@ -226,6 +294,11 @@ def _gate(shape: LayerShape) -> tuple[Arguments, int]:
     return (_after_relu(shape.x), torch.randn(*shape.x), total, scale), 0
 
 
+def _output(shape: LayerShape, x: Tensor, weight: Tensor) -> Tensor:
+    stride, _, dilation = _geometry(shape)
+    return torch.conv2d(x, weight, None, stride, shape.padding, dilation, shape.groups)
+
+
 def _pooled(shape: LayerShape) -> Tensor:
     return torch.randn(*shape.x[:2], *shape.result_size())
 
@@ -238,11 +311,14 @@ def _geometry(shape: LayerShape) -> tuple[list[int], list[int], list[int]]:
 BUILDERS: dict[str, Callable[[LayerShape], tuple[Arguments, int]]] = {
     "relprop_linear": _linear,
     "relprop_conv": _conv,
+    "relprop_equilibrium_conv": _equilibrium_conv,
+    "relprop_sharing_conv": _sharing_conv,
     "relprop_zbox_conv": _zbox_conv,
     "relprop_first_linear": _first_linear,
     "relprop_max_pool": _max_pool,
     "relprop_avg_pool": _avg_pool,
     "relprop_adaptive_avg_pool": _adaptive_avg_pool,
+    "share_squares": _share_squares,
     "relprop_add": _add,
     "merge": _merge,
     "apply_shift": _apply_shift,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from bench.limits import TOLERANCE, TRUTH_CONSERVATION, Tolerance
-from bench.methods import OURS
+from bench.ours import NATIVE, OWN, explained, probable
 from bench.schema import Check
 
 
@@ -20,42 +19,51 @@ class WrongResultError(RuntimeError):
 
 @dataclass(frozen=True)
 class Truth:
-    """The float64 reference on one network: relevance (N, ...) and the classes it explains (N,)."""
+    """The float64 reference on one network.
+
+    relevance: (N, ...); of T targets (T * N, ...), all samples of the first target first.
+    targets: (N,), the class that is explained, the first one of several.
+    """
 
     relevance: Tensor
     targets: Tensor
 
 
 def explain(model: nn.Module, x: Tensor, backend: str, targets: Tensor) -> tuple[Tensor, float]:
-    """Relevance by `backend`, and the worst conservation error of a node and sample."""
-    explainer = importlib.import_module("rapkernels").RAP(model, backend=backend)
-    relevance, report = explainer.attribute(x, target=targets, return_report=True)
-    return relevance, float(report.worst().error.max())
+    """RAP by `backend`, and the worst conservation error of a node and sample."""
+    return explained(OWN[NATIVE].make(model, backend), x, targets)
 
 
-def truth(model: nn.Module, x: Tensor) -> Truth:
-    """RAP of the class that `model` predicts for `x`, by the reference backend in float64.
+def truth(model: nn.Module, x: Tensor, method: str = NATIVE) -> Truth:
+    """What `method` must give for the classes that `model` predicts for `x`.
+
+    It is computed by the reference backend in float64, one class after the other.
 
     Raises WrongResultError where even that does not conserve relevance.
     """
-    with torch.no_grad():
-        targets = model(x).argmax(dim=1)
-    relevance, error = explain(copy.deepcopy(model).double(), x.double(), "reference", targets)
+    own = OWN[method]
+    classes = probable(model, x, own.use.classes)
+    explainer = own.make(copy.deepcopy(model).double(), "reference")
+    relevance, error = own.use.exact(explainer, x.double(), classes)
     if not error <= TRUTH_CONSERVATION:
         raise WrongResultError(
             f"the float64 reference itself loses relevance: worst conservation error of a node "
             f"{error:.1e}, allowed at most {TRUTH_CONSERVATION:g}"
         )
-    return Truth(relevance, targets)
+    return Truth(relevance, classes[:, 0])
 
 
 def check_ours(method: str, relevance: Tensor, model: nn.Module, x: Tensor, right: Truth) -> Check:
     """Check what the timed call of `method` returned, and the conservation report of its backend.
 
+    The report is that of the explainer for the predicted class.
+
     Raises WrongResultError.
     """
-    conservation = explain(copy.deepcopy(model), x, OURS[method], right.targets)[1]
-    return compare(method, relevance, conservation, right)
+    own = OWN[method]
+    explainer = own.make(copy.deepcopy(model), own.backend)
+    conservation = explained(explainer, x, right.targets)[1]
+    return compare(method, relevance, conservation, right, own.tolerance)
 
 
 def compare(
@@ -65,7 +73,10 @@ def compare(
     expected: Truth,
     tolerance: Tolerance = TOLERANCE,
 ) -> Check:
-    """Compare a result with the truth; raises WrongResultError that names all that is off."""
+    """Compare a result with the truth, sample by sample and target by target.
+
+    Raises WrongResultError that names all that is off.
+    """
     if relevance.shape != expected.relevance.shape:
         raise WrongResultError(
             f"{method}: relevance must have shape {list(expected.relevance.shape)}, "

@@ -1,9 +1,10 @@
 """The methods that are measured: rapkernels, plain autograd and the libraries on PyPI.
 
 A method is prepared once for a model and an input of shape (N, 3, H, W) and is then called with
-inputs of that shape; it returns the relevance of the class it predicts, of the same shape. What
-`prepare` does is one-time work and is not part of a call's time. Libraries are imported as late
-as that, so that a missing one is a method that does not run, and nothing else.
+inputs of that shape; it returns the relevance of the class it predicts, of the same shape unless
+the method says another one. What `prepare` does is one-time work and is not part of a call's time.
+Libraries are imported as late as that, so that a missing one is a method that does not run, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -17,17 +18,32 @@ import torch
 from torch import Tensor, nn
 
 from bench.captum_model import with_addition_modules
+from bench.ours import NATIVE, OWN, Call, Own, Shape
 
-Call = Callable[[Tensor], Tensor]
+__all__ = [
+    "FURTHER",
+    "METHODS",
+    "NATIVE",
+    "OURS",
+    "PEERS",
+    "SAME_AS",
+    "UNIT",
+    "Call",
+    "Method",
+]
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method: `prepare` may modify the model it is given, so it is given one of its own."""
+    """A method: `prepare` may modify the model it is given, so it is given one of its own.
+
+    `shape` is that of what a call returns, from that of its input.
+    """
 
     label: str
     prepare: Callable[[nn.Module, Tensor], Call]
     modules: tuple[str, ...] = ()
+    shape: Shape = list
 
     def load_libraries(self) -> None:
         """Import what `prepare` needs; raises ImportError where it is not installed."""
@@ -44,17 +60,8 @@ def _forward(model: nn.Module, _example: Tensor) -> Call:
     return call
 
 
-def _rap(backend: str) -> Callable[[nn.Module, Tensor], Call]:
-    def prepare(model: nn.Module, _example: Tensor) -> Call:
-        explainer = importlib.import_module("rapkernels").RAP(model, backend=backend)
-
-        def call(x: Tensor) -> Tensor:
-            relevance: Tensor = explainer.attribute(x)
-            return relevance
-
-        return call
-
-    return prepare
+def _ours(own: Own) -> Method:
+    return Method(own.label, own.prepare, ("rapkernels",), own.shape)
 
 
 def _input_x_gradient(model: nn.Module, _example: Tensor) -> Call:
@@ -125,14 +132,20 @@ def _autolrp(model: nn.Module, _example: Tensor) -> Call:
 
 
 UNIT = "forward"
-NATIVE = "rap"
+# RAP stands beside its peers; what else this library has is in a table of its own.
+PEERS = (NATIVE, "rap_reference")
+FURTHER = tuple(name for name in OWN if name not in PEERS)
+# The methods of this library, by backend: these are checked against the float64 reference.
+OURS = {name: own.backend for name, own in OWN.items()}
+# The same rules by another library.
+SAME_AS = {
+    "lrp_epsilon_plus_flat": "zennit_epsilon_plus_flat",
+    "lrp_epsilon_alpha2_beta1": "zennit_epsilon_alpha2_beta1",
+}
 _ZENNIT = ("zennit.attribution", "zennit.composites", "zennit.canonizers")
 METHODS: dict[str, Method] = {
     UNIT: Method("forward (the unit)", _forward),
-    NATIVE: Method("rapkernels RAP", _rap("native"), ("rapkernels",)),
-    "rap_reference": Method(
-        "rapkernels RAP, reference backend", _rap("reference"), ("rapkernels",)
-    ),
+    **{name: _ours(OWN[name]) for name in PEERS},
     "input_x_gradient": Method("input x gradient", _input_x_gradient),
     "zennit_epsilon_plus_flat": Method(
         "zennit EpsilonPlusFlat", _zennit("EpsilonPlusFlat"), _ZENNIT
@@ -142,6 +155,5 @@ METHODS: dict[str, Method] = {
     ),
     "captum_lrp": Method("captum LRP (epsilon; one sign)", _captum_lrp, ("captum.attr",)),
     "autolrp": Method("autoLRP (epsilon; one sign)", _autolrp, ("autolrp",)),
+    **{name: _ours(OWN[name]) for name in FURTHER},
 }
-# The methods of this library, by backend: these are checked against the float64 reference.
-OURS = {NATIVE: "native", "rap_reference": "reference"}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bench.limits import COST_LIMITS, STEADY
-from bench.methods import METHODS, NATIVE, UNIT
+from bench.methods import FURTHER, METHODS, NATIVE, SAME_AS, UNIT
 from bench.nets import NETWORKS
+from bench.ours import RAP_TARGETS, TARGETS
 from bench.schema import (
     MethodResult,
     ModelRun,
@@ -27,26 +28,44 @@ def render(documents: Sequence[ResultsFile]) -> str:
 
 
 def render_models(document: ModelsFile) -> str:
-    """Cost in forward passes and peak memory, one column per network, one row per method."""
-    notes: list[str] = []
-    columns = [_column_title(run) for run in document.runs]
-    lines = [_row(["", *columns]), _row(["---"] * (len(columns) + 1))]
-    for name in METHODS:
-        cells = [_method_cell(run, name, notes) for run in document.runs]
-        if any(cells):
-            label = METHODS[name].label
-            lines.append(_row([f"**{label}**" if name == NATIVE else label, *cells]))
-    text = "\n".join(lines)
+    """Cost in forward passes and peak memory, one column per network, one row per method.
+
+    RAP stands beside its peers, this library's other methods in a table of their own.
+    """
     caption = (
         "Seconds of a call in forward passes of the same network (the user's unmodified model, "
         "eval mode, no_grad, NCHW input, same threads, same run; medians of interleaved rounds); "
         "in brackets the peak resident memory above the loaded model, in a fresh process, "
         "of the first call, one-time work included, and of the second."
     )
+    peers = [name for name in METHODS if name not in FURTHER]
     verdicts = [text for run in document.runs for text in (limit_verdict(run), unsteady(run))]
-    checked = [_checked(run) for run in document.runs if run.checks]
-    body = [caption, text, *notes, " ".join(checked), " ".join(text for text in verdicts if text)]
+    checked = [_checked(run, peers) for run in document.runs]
+    body = [caption, *_table(document, peers), _joined(checked), _joined(verdicts)]
+    further = _table(document, FURTHER)
+    if further:
+        body += ["The other methods of this library, in the same run:", *further]
+        targets = _joined(map(_further_target_text, document.runs))
+        if targets:
+            what = f"{TARGETS} targets less 1, over {TARGETS - 1}"
+            body.append(f"RAP of each further target ({what}): {targets}")
+        body.append(_joined(map(_times_other, document.runs)))
+        body.append(_joined(_checked(run, FURTHER) for run in document.runs))
     return "\n\n".join(part for part in [*body, _footer(document.provenance)] if part)
+
+
+def _table(document: ModelsFile, names: Sequence[str]) -> list[str]:
+    """The table of those methods that the file has, and its notes; empty where it has none."""
+    notes: list[str] = []
+    columns = [_column_title(run) for run in document.runs]
+    head = [_row(["", *columns]), _row(["---"] * (len(columns) + 1))]
+    lines = []
+    for name in names:
+        cells = [_method_cell(run, name, notes) for run in document.runs]
+        if any(cells):
+            label = METHODS[name].label
+            lines.append(_row([f"**{label}**" if name == NATIVE else label, *cells]))
+    return ["\n".join([*head, *lines]), *notes] if lines else []
 
 
 def render_ops(document: OpsFile) -> str:
@@ -109,9 +128,32 @@ def limit_verdict(run: ModelRun) -> str:
     return f"{NETWORKS[run.network].label}: {', '.join(parts)}."
 
 
+def further_target(run: ModelRun) -> float | None:
+    """Forward passes of each target of RAP after the first; None where it was not measured."""
+    one, several = _find(run, NATIVE), _find(run, RAP_TARGETS)
+    if one is None or several is None or one.cost is None or several.cost is None:
+        return None
+    return (several.cost - one.cost) / (TARGETS - 1)
+
+
+def target_verdict(run: ModelRun) -> str:
+    """One sentence that compares a further target with its limit, or '' where there is none."""
+    limit = COST_LIMITS.get(run.network)
+    if limit is None or limit.further_target is None or run.input_shape[0] != limit.batch:
+        return ""
+    several, label = _find(run, RAP_TARGETS), NETWORKS[run.network].label
+    if several is not None and several.cost is None:
+        return f"{label}: EXCEEDS its limit, for it does not run."
+    cost = further_target(run)
+    if cost is None:
+        return ""
+    return f"{label}: {_compare('cost', cost, limit.further_target, 'forwards')}."
+
+
 def within_limits(run: ModelRun) -> bool:
     """Whether the run is steady and no limit that applies to it is exceeded."""
-    return not unsteady(run) and "EXCEEDS" not in limit_verdict(run)
+    verdicts = limit_verdict(run) + target_verdict(run)
+    return not unsteady(run) and "EXCEEDS" not in verdicts
 
 
 def unsteady(run: ModelRun) -> str:
@@ -161,14 +203,42 @@ def _cost_text(run: ModelRun, result: MethodResult) -> str:
     return f"**{text}**" if result.method == NATIVE else text
 
 
-def _checked(run: ModelRun) -> str:
-    worst = max(run.checks, key=lambda check: check.max_error)
+def _further_target_text(run: ModelRun) -> str:
+    cost = further_target(run)
+    verdict = target_verdict(run)
+    if not verdict and cost is not None:
+        verdict = f"{NETWORKS[run.network].label}: cost {cost:.2f} forwards."
+    return verdict
+
+
+def _times_other(run: ModelRun) -> str:
+    """How many times as much the same rules cost in another library."""
+    parts = []
+    for name, other in SAME_AS.items():
+        ours, theirs = _find(run, name), _find(run, other)
+        if ours is None or theirs is None or not ours.cost or not theirs.cost:
+            continue
+        times = theirs.cost / ours.cost
+        parts.append(f"{METHODS[other].label} costs {times:.1f} times what ours costs")
+    return f"{NETWORKS[run.network].label}: {', '.join(parts)}." if parts else ""
+
+
+def _checked(run: ModelRun, names: Sequence[str]) -> str:
+    checks = [check for check in run.checks if check.method in names]
+    if not checks:
+        return ""
+    worst = max(checks, key=lambda check: check.max_error)
+    where = f" ({METHODS[worst.method].label})" if worst.method in FURTHER else ""
     return (
         f"{NETWORKS[run.network].label}: checked against the float64 reference before timing, "
-        f"cosine {min(check.cosine for check in run.checks):.7f}, largest error "
-        f"{worst.max_error:.1e} of the largest entry, worst conservation error of a node "
-        f"{max(check.conservation for check in run.checks):.1e}."
+        f"cosine {min(check.cosine for check in checks):.7f}, largest error "
+        f"{worst.max_error:.1e} of the largest entry{where}, worst conservation error of a node "
+        f"{max(check.conservation for check in checks):.1e}."
     )
+
+
+def _joined(sentences: Iterable[str]) -> str:
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _find(run: ModelRun, name: str) -> MethodResult | None:

@@ -12,11 +12,12 @@ import click
 import torch
 from torch import Tensor, nn
 
-from bench.check import check_ours, truth
+from bench.check import Truth, check_ours, truth
 from bench.machine import one_line
 from bench.memory import measure
-from bench.methods import METHODS, OURS, UNIT, Call
+from bench.methods import METHODS, UNIT, Call
 from bench.nets import load
+from bench.ours import OWN
 from bench.schema import Memory, MethodResult, ModelRun
 from bench.timing import interleaved, spread
 
@@ -31,7 +32,7 @@ def run_network(
     """Measure `methods`, the unit among them; raises WrongResultError before any timing."""
     model, x = load(network, batch)
     scores = _scores(model, x)
-    expected = truth(model, x) if set(OURS) & set(methods) else None
+    truths: dict[object, Truth] = {}
     calls: dict[str, Call] = {}
     first: dict[str, float] = {}
     ratios: dict[str, float] = {}
@@ -46,13 +47,17 @@ def run_network(
             errors[name] = one_line(error)
             _say(f"  does not run: {errors[name]}")
             continue
-        if name in OURS and expected is not None:
-            checks.append(check_ours(name, result, model, x, expected))
+        if name in OWN:
+            what = OWN[name].truth
+            if what not in truths:
+                truths[what] = truth(model, x, name)
+            checks.append(check_ours(name, result, model, x, truths[what]))
         finite[name] = bool(result.isfinite().all())
         if name != UNIT and finite[name]:
-            ratios[name] = float((result.flatten(1).double().sum(1) / scores).median())
+            totals = result.flatten(1).double().sum(1)[: len(scores)]
+            ratios[name] = float((totals / scores).median())
         del result
-    del expected
+    truths.clear()
     _say(f"{network}: {rounds} rounds of {len(calls)} methods")
     samples = interleaved({name: partial(call, x) for name, call in calls.items()}, rounds)
     seconds = {name: statistics.median(values) for name, values in samples.items()}
@@ -92,8 +97,9 @@ def _first_call(name: str, model: nn.Module, x: Tensor) -> tuple[Call, float, Te
     call = method.prepare(own, x)
     result = call(x)
     elapsed = time.perf_counter() - start
-    if name != UNIT and result.shape != x.shape:
-        raise UnsupportedError(f"relevance of shape {list(result.shape)}, needed {list(x.shape)}")
+    needed = method.shape(x.shape)
+    if name != UNIT and list(result.shape) != needed:
+        raise UnsupportedError(f"relevance of shape {list(result.shape)}, needed {needed}")
     return call, elapsed, result
 
 

@@ -70,7 +70,7 @@ class MethodResult:
 
     `cost` is `seconds` (the median of `samples`) in forward passes; `finite` whether the relevance
     holds neither NaN nor inf; `relevance_over_score` the median over the batch of its total
-    divided by the predicted class's logit.
+    divided by the predicted class's logit (of several targets that of the first, that class).
     """
 
     method: str

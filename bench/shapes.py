@@ -12,7 +12,11 @@ FILE = Path(__file__).with_name("shapes.csv")
 
 @dataclass(frozen=True)
 class LayerShape:
-    """One row of ``shapes.csv``; sizes are tuples, empty where the op has none."""
+    """One row of ``shapes.csv``; sizes are tuples, empty where the op has none.
+
+    rule: for ops with several rules; empty for RAP's.
+    targets: how many relevances of each sample are sent back at once.
+    """
 
     name: str
     network: str
@@ -24,6 +28,8 @@ class LayerShape:
     stride: int
     padding: int
     groups: int
+    rule: str = ""
+    targets: int = 1
 
     @property
     def spatial(self) -> int:
@@ -66,6 +72,8 @@ def _parse(row: dict[str, str]) -> LayerShape:
         stride=int(row["stride"] or 1),
         padding=int(row["padding"] or 0),
         groups=int(row["groups"] or 1),
+        rule=row["rule"],
+        targets=int(row["targets"] or 1),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor, nn
 
-from bench import check, memory, methods, nets, run, timing
-from bench.limits import Tolerance
+import rapkernels
+from bench import check, limits, memory, methods, nets, run, timing
+from bench.limits import CostLimit, Tolerance
 from bench.methods import METHODS, Call, Method
 from bench.models import main
+from bench.ours import COMPETITORS, OWN, RAP_TARGETS, TARGETS, probable
 from bench.schema import ModelsFile, read
 
 pytestmark = pytest.mark.cpu_only
@@ -22,8 +25,17 @@ pytestmark = pytest.mark.cpu_only
 @pytest.fixture
 def ours(backend: str) -> str:
     """The bench's name of RAP on the backend under test."""
-    (name,) = [name for name, value in methods.OURS.items() if value == backend]
+    (name,) = [name for name in methods.PEERS if methods.OURS[name] == backend]
     return name
+
+
+@pytest.fixture
+def on_this_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all methods of this library use the backend under test."""
+    for name, own in OWN.items():
+        changed = replace(own, backend=backend)
+        monkeypatch.setitem(OWN, name, changed)
+        monkeypatch.setitem(METHODS, name, replace(METHODS[name], prepare=changed.prepare))
 
 
 @pytest.fixture(autouse=True)
@@ -138,6 +150,110 @@ def test_a_wrong_method_is_never_timed(
     assert outcome.exit_code == 1
     assert f"nothing was timed: {ours} does not agree with the float64" in outcome.output
     assert not output.exists()
+
+
+SHAPES = {"sharing_ratio": [2, 16, 16], RAP_TARGETS: [TARGETS * 2, 3, 16, 16]}
+
+
+@pytest.mark.usefixtures("on_this_backend")
+@pytest.mark.parametrize("name", OWN)
+def test_every_method_of_ours_is_checked_against_its_own_reference(name: str) -> None:
+    model, x = nets.load("tiny", 2)
+    found = METHODS[name].prepare(model, x)(x)
+    assert list(found.shape) == METHODS[name].shape(x.shape) == SHAPES.get(name, [2, 3, 16, 16])
+    right = check.truth(model, x, name)
+    assert right.relevance.dtype == torch.float64
+    assert check.check_ours(name, found, model, x, right).max_error < 1e-4
+    # What another method gives for this network is refused.
+    other = methods.NATIVE if OWN[name].truth != OWN[methods.NATIVE].truth else "lrp_epsilon"
+    with pytest.raises(check.WrongResultError):
+        check.check_ours(name, METHODS[other].prepare(model, x)(x), model, x, right)
+
+
+@pytest.mark.usefixtures("on_this_backend")
+def test_all_methods_of_ours_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def truth(model: nn.Module, x: Tensor, method: str) -> check.Truth:
+        asked.append(method)
+        return check.truth(model, x, method)
+
+    monkeypatch.setattr(run, "truth", truth)
+    result = run.run_network("tiny", 2, [methods.UNIT, *OWN], rounds=1, memory=False)
+    assert [item.error for item in result.results] == [None] * (1 + len(OWN))
+    assert all(item.cost is not None and item.finite for item in result.results)
+    assert [item.method for item in result.checks] == list(OWN)
+    # RAP on both backends has one truth.
+    assert asked == [name for name in OWN if name != "rap_reference"]
+    found = {item.method: item for item in result.results}
+    # Of several targets the first is the predicted class.
+    ratio = found[methods.NATIVE].relevance_over_score
+    assert found[RAP_TARGETS].relevance_over_score == pytest.approx(ratio, rel=1e-4)
+
+
+def test_several_targets_are_the_most_probable_classes() -> None:
+    model, x = nets.load("tiny", 3)
+    classes = probable(model, x, TARGETS)
+    assert classes.shape == (3, TARGETS)
+    assert torch.equal(classes[:, 0], model(x).argmax(dim=1))
+    right = check.truth(model, x, RAP_TARGETS)
+    explainer = rapkernels.RAP(model.double(), backend="reference")
+    expected = explainer.attribute_targets(x.double(), classes)
+    torch.testing.assert_close(right.relevance, expected.flatten(0, 1))
+
+
+def _other_order(relevance: Tensor) -> Tensor:
+    return relevance.unflatten(0, (TARGETS, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _two_targets_swapped(relevance: Tensor) -> Tensor:
+    return relevance.unflatten(0, (TARGETS, -1))[[0, 1, 2, 4, 3]].flatten(0, 1)
+
+
+@pytest.mark.parametrize("spoil", [_other_order, _two_targets_swapped])
+def test_each_target_is_compared(spoil: Callable[[Tensor], Tensor]) -> None:
+    model, x = nets.load("tiny", 2)
+    right = check.truth(model, x, RAP_TARGETS)
+    check.compare("m", right.relevance, 0.0, right)
+    with pytest.raises(check.WrongResultError, match="1 - cosine"):
+        check.compare("m", spoil(right.relevance), 0.0, right)
+
+
+def test_the_competition_is_that_of_the_most_probable_classes() -> None:
+    model, x = nets.load("tiny", 2)
+    right = check.truth(model, x, "class_distribution").relevance
+    base = rapkernels.RAP(model.double(), backend="reference")
+    classes = probable(model, x.double(), COMPETITORS)
+    expected = rapkernels.ClassDistribution(base, classes).attribute(x.double(), classes[:, 0])
+    torch.testing.assert_close(right, expected)
+    assert (right == 0).any()
+
+
+def test_a_truth_that_loses_relevance_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nets.load("tiny", 2)
+    monkeypatch.setattr(check, "TRUTH_CONSERVATION", 0.0)
+    for name in ("sharing_ratio", RAP_TARGETS, "class_distribution"):
+        with pytest.raises(check.WrongResultError, match="itself loses relevance"):
+            check.truth(model, x, name)
+
+
+def test_a_map_of_another_shape_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sharing = METHODS["sharing_ratio"]
+    monkeypatch.setitem(METHODS, "flat", replace(sharing, shape=list))
+    result = run.run_network("tiny", 2, [methods.UNIT, "flat"], rounds=1, memory=False)
+    assert "relevance of shape [2, 16, 16], needed [2, 3, 16, 16]" in str(result.results[1].error)
+
+
+@pytest.mark.parametrize(("limit", "status"), [(1e9, 0), (-1e9, 1)])
+def test_the_limit_of_a_further_target_is_enforced(
+    limit: float, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(limits.COST_LIMITS, "tiny", CostLimit(2, 1e9, 1e9, limit))
+    arguments = ["--model", "tiny", "--batch", "2", "--repeats", "1", "--no-memory", "--enforce"]
+    chosen = ["--method", methods.NATIVE, "--method", RAP_TARGETS]
+    outcome = CliRunner().invoke(main, [*arguments, *chosen])
+    assert outcome.exit_code == status, outcome.output
+    assert ("EXCEEDS" in outcome.output) == bool(status)
 
 
 def test_the_command_writes_a_result_file(tmp_path: Path, ours: str) -> None:

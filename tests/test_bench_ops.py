@@ -53,15 +53,55 @@ def test_work_of_a_layer() -> None:
     assert shape.result_size() == (112, 112)
 
 
+def test_work_of_a_rule() -> None:
+    """In products of the layer: what a rule needs beside the z that it is handed."""
+    units = {
+        "vgg16.conv3_2": 3,
+        "vgg16.conv3_2.targets": 1 + 2 * 5,
+        "vgg16.conv3_2.epsilon": 1,
+        "vgg16.conv3_2.z_plus": 2,
+        "vgg16.conv3_2.alpha_beta": 3,
+        "vgg16.conv3_2.equilibrium": 6,
+        "vgg16.conv3_2.sharing": 1,
+        "vgg16.fc6": 4,
+        "vgg16.fc6.targets": 2 + 2 * 5,
+        "vgg16.fc6.epsilon": 2,
+    }
+    for shape in choose(list(units), []):
+        small = _smaller(shape)
+        assert build(small).operations == units[shape.name] * small.operations(), shape.name
+
+
+def test_several_targets_are_rows_of_the_relevance() -> None:
+    (shape,) = choose(["vgg16.conv3_2.targets"], [])
+    x, _, z, relevance, psi, scale = build(_smaller(shape)).arguments[:6]
+    assert len(x) == len(z) == 2
+    assert len(relevance) == len(psi) == len(scale) == 5 * 2
+    assert not torch.equal(relevance[:2], relevance[2:4])
+
+
+@pytest.mark.parametrize("shape", layer_shapes(), ids=lambda shape: shape.name)
+def test_some_samples_of_a_case(shape: LayerShape) -> None:
+    """Parameters stay whole, and of several targets each keeps the same samples."""
+    small = _smaller(shape)
+    case = build(replace(small, x=(3, *small.x[1:]))).in_float64()
+    op, chosen = getattr(reference, shape.op), slice(1, 3)
+    whole, part = op(*case.arguments), op(*case.samples(chosen).arguments)
+    if isinstance(whole, torch.Tensor):
+        whole, part = [whole], [part]
+    for all_rows, rows in zip(whole, part, strict=True):
+        assert len(rows) == 2 * shape.targets
+        torch.testing.assert_close(rows, case.rows(all_rows, chosen), rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", layer_shapes(), ids=lambda shape: shape.name)
 def test_every_shape_runs(shape: LayerShape, operations: ModuleType) -> None:
     result = run_shape(_smaller(shape), operations, reference, rounds=1, peaks=PEAKS)
     assert result.max_error < 1e-5
     assert result.ratio == pytest.approx(result.reference_seconds / result.native_seconds)
     assert result.gb_per_second > 0
-    assert (result.gflop_per_second > 0) == (
-        shape.op in {"relprop_linear", "relprop_conv"} or shape.op == "relprop_zbox_conv"
-    )
+    products = bool(shape.weight) and shape.op != "relprop_first_linear"
+    assert (result.gflop_per_second > 0) == products
 
 
 @pytest.mark.parametrize("op", sorted(BUILDERS))

@@ -11,8 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from bench import machine, schema
-from bench.render import limit_verdict, render, within_limits
-from bench.report import BEGIN, END, insert, main
+from bench.render import further_target, limit_verdict, render, target_verdict, within_limits
+from bench.report import BEGIN, END, FILES, insert, main
 
 pytestmark = pytest.mark.cpu_only
 
@@ -157,6 +157,66 @@ def test_a_limit_is_not_kept_by_a_method_that_does_not_run() -> None:
     run = _models().runs[0]
     broken = dataclasses.replace(run, results=[_result("rap", None, "RuntimeError: not built")])
     assert not within_limits(broken)
+
+
+def _with_targets(cost: float | None, error: str | None = None, batch: int = 4) -> schema.ModelRun:
+    run = _models(batch=batch).runs[0]
+    return dataclasses.replace(run, results=[*run.results, _result("rap_targets", cost, error)])
+
+
+@pytest.mark.parametrize(
+    ("cost", "verdict"),
+    [
+        (4.5 + 4 * 2.59, "VGG-16: cost 2.59 within the limit of 2.6 forwards."),
+        (4.5 + 4 * 2.61, "VGG-16: cost 2.61 EXCEEDS the limit of 2.6 forwards."),
+    ],
+)
+def test_the_cost_of_a_further_target(cost: float, verdict: str) -> None:
+    run = _with_targets(cost)
+    assert target_verdict(run) == verdict
+    assert within_limits(run) == ("EXCEEDS" not in verdict)
+    text = render([dataclasses.replace(_models(), runs=[run])])
+    assert f"RAP of each further target (5 targets less 1, over 4): {verdict}" in text
+
+
+def test_the_limit_of_a_further_target_applies_where_it_was_measured() -> None:
+    assert target_verdict(_models().runs[0]) == ""
+    single = _with_targets(100.0, batch=1)
+    assert target_verdict(single) == ""
+    assert further_target(single) == pytest.approx((100 - 4.5) / 4)
+    assert "over 4): VGG-16: cost 23.88 forwards." in render(
+        [dataclasses.replace(_models(), runs=[single])]
+    )
+    broken = _with_targets(None, "RuntimeError: not built")
+    assert "EXCEEDS" in target_verdict(broken)
+    assert not within_limits(broken)
+
+
+def test_the_other_methods_have_a_table_of_their_own() -> None:
+    run = _models().runs[0]
+    results = [
+        *run.results,
+        _result("zennit_epsilon_plus_flat", 6.0),
+        _result("lrp_epsilon_plus_flat", 4.0),
+        _result("sharing_ratio", 2.5),
+    ]
+    checks = [*run.checks, schema.Check("sharing_ratio", 0.9999, 2e-2, 1e-7, 2e-6)]
+    further = dataclasses.replace(run, results=results, checks=checks)
+    text = render([dataclasses.replace(_models(), runs=[further])])
+    first, second = text.split("The other methods of this library")
+    assert "| zennit EpsilonPlusFlat | 6.0 (0.90, 0.75 GB) |" in first
+    assert "largest error 1.0e-05 of the largest entry, worst" in first
+    assert "Sharing Ratio" not in first
+    assert "| rapkernels LRP EpsilonPlusFlat | 4.0 (0.90, 0.75 GB) |" in second
+    assert "| rapkernels Sharing Ratio | 2.5 (0.90, 0.75 GB) |" in second
+    assert "VGG-16: zennit EpsilonPlusFlat costs 1.5 times what ours costs." in second
+    assert "largest error 2.0e-02 of the largest entry (rapkernels Sharing Ratio)" in second
+    # A file from before these methods has one table.
+    assert "other methods" not in render([_models()])
+
+
+def test_the_committed_results_are_readable() -> None:
+    assert "| **rapkernels RAP** |" in render([schema.read(path) for path in FILES])
 
 
 def test_an_unsteady_run_says_so() -> None:

@@ -103,7 +103,7 @@ def check(case: Case, found: Sequence[Tensor], reference: Any) -> tuple[float, f
         chosen = slice(start, start + CHECKED)
         exact = case.samples(chosen).in_float64()
         expected = comparable(op, getattr(reference, op)(*exact.arguments))
-        parts = [part[chosen] for part in found]
+        parts = [case.rows(part, chosen) for part in found]
         mine = comparable(op, parts[0] if len(parts) == 1 else parts)
         errors.append(max_error(mine, expected))
         cosines.append(torch.cosine_similarity(mine[0].flatten(), expected[0].flatten(), 0))
