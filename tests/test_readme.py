@@ -13,17 +13,19 @@ README = Path(__file__).parents[1] / "README.md"
 TEXT = README.read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
-def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = blocks("python", (README.parent / page).read_text(encoding="utf-8"))
+    assert found
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
-    assert blocks("python")
-    for number, code in enumerate(blocks("python"), start=1):
-        exec(compile(code, f"README.md, Python block {number}", "exec"), namespace)
+    for number, code in enumerate(found, start=1):
+        exec(compile(code, f"{page}, Python block {number}", "exec"), namespace)
 
 
 def test_the_make_targets_exist() -> None:
