@@ -171,7 +171,7 @@ def test_help_shows_the_form_of_boxes() -> None:
     result = run("--help")
     assert result.exit_code == 0
     assert '"boxes": {"photo_1": {"box": [76, 40, 206, 224], "imagenet":' in result.stdout
-    assert "Known: rap, input_x_gradient" in " ".join(result.stdout.split())
+    assert "Known: rap, equilibrium, sharing_ratio" in " ".join(result.stdout.split())
 
 
 def test_the_tables_on_digits() -> None:

@@ -94,4 +94,5 @@ def test_competing_classes_raise_the_region_attribution_of_grids() -> None:
     assert len(cases) == 100
     for base in ("", "_lrp"):
         competing, alone = shares[f"class_distribution{base}"], shares[base[1:] or "rap"]
-        assert competing > alone + 0.1, shares
+        # Two standard errors of a mean over 100 grids, whose shares spread by about 0.25.
+        assert competing > alone + 0.05, shares
