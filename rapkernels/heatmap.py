@@ -58,18 +58,18 @@ class Caption:
 
 
 def sum_channels(relevance: torch.Tensor) -> NDArray[np.float64]:
-    """The heat map (H, W), float64, of a relevance (C, H, W): the sum over its channels.
+    """The heat map (H, W), float64, of a relevance (C, H, W) or (H, W): the sum over its channels.
 
     Raises:
-        HeatmapError: not of three dimensions.
+        HeatmapError: another number of dimensions.
     """
-    if relevance.dim() != 3:
+    if relevance.dim() not in (2, 3):
         raise HeatmapError(
-            f"relevance must have shape (C, H, W), got {tuple(relevance.shape)}; "
+            f"relevance must have shape (C, H, W) or (H, W), got {tuple(relevance.shape)}; "
             "draw one sample of a batch at a time."
         )
     values = relevance.detach().to(device="cpu", dtype=torch.float64)
-    heat: NDArray[np.float64] = values.sum(dim=0).numpy()
+    heat: NDArray[np.float64] = (values.sum(dim=0) if values.dim() == 3 else values).numpy()
     return heat
 
 
@@ -84,11 +84,11 @@ def draw(view: Image, relevance: torch.Tensor, caption: Caption | None = None) -
 
     Args:
         view: the region of the photo that the network saw; the map is drawn over the same extent.
-        relevance: (C, H, W), the relevance of the network's input.
+        relevance: (C, H, W) or (H, W), the relevance of the network's input.
         caption: the words on the figure.
 
     Raises:
-        HeatmapError: relevance is not of shape (C, H, W).
+        HeatmapError: relevance has another shape.
         MissingPackageError: matplotlib is not installed.
     """
     figure_module = require("matplotlib.figure", "drawing a heat map", "rapkernels[cli]")

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 import torchvision
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch import nn
 
 import rapkernels
 from rapkernels.cli.app import app
@@ -60,6 +63,11 @@ def run() -> Run:
     return invoke
 
 
+def signed_class_distribution(model: nn.Module) -> rapkernels.ClassDistribution:
+    base = rapkernels.RAP(model)
+    return rapkernels.ClassDistribution(base, absolute=False, temperature=[1, 5, 100])
+
+
 def fields(output: str) -> dict[str, str]:
     return dict(re.findall(r"^  (\w+) +(.+)$", output, flags=re.MULTILINE))
 
@@ -97,6 +105,37 @@ def test_the_relevance_is_that_of_the_library(run: Run) -> None:
     x = prepare_image(read_image("cat.png"), classifier.preprocessing).pixels[None]
     expected = rapkernels.attribute(classifier.module, x, target=281, variant="paper")[0]
     np.testing.assert_array_equal(np.load("cat.npy"), expected.numpy())
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("equilibrium", rapkernels.AttributionEquilibrium),
+        ("sharing_ratio", rapkernels.SharingRatio),
+        ("lrp", rapkernels.LRP),
+        ("lrp_alpha2_beta1", partial(rapkernels.LRP, composite="EpsilonAlpha2Beta1")),
+        ("class_distribution", signed_class_distribution),
+    ],
+)
+def test_every_method(
+    run: Run, small: list[str], method: str, expected: Callable[[nn.Module], Any]
+) -> None:
+    result = run("explain", "cat.png", "--method", method, "--raw", "maps/", *small)
+    assert result.exit_code == 0, result.output
+    told = fields(result.stdout)
+    assert told["written"] == f"cat_{method}.png, maps/cat_{method}.npy"
+    classifier = load_classifier(small[1], Path(small[3]))
+    x = prepare_image(read_image("cat.png"), classifier.preprocessing).pixels[None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rapkernels.errors.NonPositiveTargetWarning)
+        (relevance,) = expected(classifier.module).attribute(x)
+    np.testing.assert_array_equal(np.load(f"maps/cat_{method}.npy"), relevance.numpy())
+
+
+def test_only_maps_that_start_at_the_logit_are_inverted(run: Run) -> None:
+    for method, inverted in (("lrp", True), ("sharing_ratio", False)):
+        result = run("explain", "rocket.jpg", "--target", "665", "--method", method)
+        assert ("note" in fields(result.stdout)) == inverted
 
 
 def test_several_photos_go_into_a_folder(run: Run) -> None:
@@ -196,6 +235,11 @@ def test_a_network_with_unsupported_operations_names_each_once(run: Run) -> None
         (["cat.png", "rocket.jpg", "-o", "map.png"], "is one file but 2 images are given"),
         (["cat.png", "-o", "map.doc"], r"--output map\.doc must end in \.png, "),
         (["cat.png", "--raw", "map.png"], r"--raw map\.png must end in \.npy"),
+        (["cat.png", "--method", "disc"], "'disc' is not one of 'rap', 'equilibrium', "),
+        (
+            ["cat.png", "--method", "lrp", "--variant", "paper"],
+            "leave it out with --method lrp, or take --method rap or class_distribution",
+        ),
         (["cat.png", "-o", "cat.png"], r"--output would overwrite the image .*cat\.png"),
     ],
 )

@@ -37,9 +37,14 @@ def test_channels_are_summed_in_float64() -> None:
     np.testing.assert_allclose(heat, values.double().sum(0).numpy())
 
 
-@pytest.mark.parametrize("shape", [(5, 6), (1, 3, 5, 6)])
+def test_a_map_is_drawn_as_it_is() -> None:
+    values = torch.randn(5, 6)
+    np.testing.assert_array_equal(sum_channels(values), values.double().numpy())
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 3, 5, 6)])
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(HeatmapError, match=r"relevance must have shape \(C, H, W\), got \("):
+    with pytest.raises(HeatmapError, match=r"relevance must have shape \(C, H, W\) or \(H"):
         sum_channels(torch.zeros(shape))
 
 

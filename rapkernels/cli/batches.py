@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-import rapkernels
-
-from ..backends import Backend
 from ..errors import NonPositiveTargetWarning
+from ..evaluation.methods import Method, Settings
 from ..images import ImageError, PreparedImage, Preprocessing, prepare_image, read_image
-from ..methods.rap import VariantName
+from ..methods import ClassDistribution
+from ..methods.output import OutputExplainer
 from ..models import Classifier, logits_of
 from .classes import class_index, targets_of
 
@@ -31,10 +30,11 @@ class Explanation:
     Attributes:
         place: position of the photo in the list that was given.
         view: the region of the photo that the network saw.
-        relevance: (3, H, W), the relevance of the network's input.
+        relevance: (3, H, W), the relevance of the network's input; of Sharing Ratio (H, W).
         target: index of the explained class.
         class_name: its name, None when the network's classes have none.
         logit: the network's output for it; ``probability`` is its softmax.
+        inverted: whether the sign of the logit turned the map around.
         seconds: time of the attribution of the whole batch.
         batch_size: photos in that batch.
     """
@@ -46,6 +46,7 @@ class Explanation:
     class_name: str | None
     logit: float
     probability: float
+    inverted: bool
     seconds: float
     batch_size: int
 
@@ -69,7 +70,7 @@ class Unreadable:
 
 
 class Explainer:
-    """A classifier, RAP on it, and the class that was asked for.
+    """A classifier, a method's explainer of it, and the class that was asked for.
 
     Attributes:
         tracing_seconds: time that was spent on the network's graph; None before the first batch.
@@ -80,13 +81,15 @@ class Explainer:
         classifier: Classifier,
         preprocessing: Preprocessing,
         target: str | None,
-        variant: VariantName,
-        backend: Backend,
+        method: Method,
+        settings: Settings,
     ) -> None:
         self._classifier = classifier
         self._preprocessing = preprocessing
         self._target = None if target is None else class_index(target, classifier.class_names)
-        self._rap = rapkernels.RAP(classifier.module, variant=variant, backend=backend)
+        if method.make is None:
+            raise ValueError(f"method must have an explainer, got {method.name}")
+        self._explainer = method.make(classifier.module, settings)
         self.tracing_seconds: float | None = None
 
     def explain(
@@ -115,26 +118,31 @@ class Explainer:
         targets = targets_of(self._target, self._classifier, logits)
         if self.tracing_seconds is None:
             started = time.perf_counter()
-            self._rap.plan(batch)
+            explainer = self._explainer
+            if isinstance(explainer, ClassDistribution):
+                explainer = explainer.base
+            explainer.plan(batch)
             self.tracing_seconds = time.perf_counter() - started
         started = time.perf_counter()
         with warnings.catch_warnings():
             # The command says so itself, for each photo.
             warnings.simplefilter("ignore", NonPositiveTargetWarning)
-            relevance = self._rap.attribute(batch, target=targets)
+            relevance = self._explainer.attribute(batch, target=targets)
         seconds = time.perf_counter() - started
         probabilities = logits.softmax(dim=1)
         names = self._classifier.class_names
         for row, (place, image) in enumerate(prepared.items()):
             target = targets[row]
+            logit = float(logits[row, target])
             yield Explanation(
                 place=place,
                 view=image.view,
                 relevance=relevance[row],
                 target=target,
                 class_name=None if names is None else names[target],
-                logit=float(logits[row, target]),
+                logit=logit,
                 probability=float(probabilities[row, target]),
+                inverted=logit <= 0 and isinstance(self._explainer, OutputExplainer),
                 seconds=seconds,
                 batch_size=len(prepared),
             )

@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from ..backends import Backend
+from ..evaluation.methods import METHODS, Settings
 from ..heatmap import Caption, draw, save_figure
 from ..methods.rap import VariantName
 from ..models import load_classifier
@@ -17,6 +18,8 @@ from .failures import told_plainly
 from .outputs import plan_outputs
 
 FIGURE_FORMATS = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tiff")
+# The methods that --variant has a say in.
+OF_RAP = ("rap", "class_distribution")
 NOT_POSITIVE = (
     "The logit is not positive: this map is the inverse of a positive class's, "
     "so read red as blue and blue as red."
@@ -32,15 +35,17 @@ NOT_POSITIVE = (
     "--output",
     metavar="OUT",
     help="File (one image) or folder for the figures; a file's suffix chooses the format.  "
-    "[default: NAME_rap.png in the current folder]",
+    "[default: NAME_METHOD.png in the current folder]",
 )
 @click.option(
     "--raw",
     metavar="OUT",
-    help="File (one image) or folder for the relevance itself, as .npy of shape (3, H, W).",
+    help="File (one image) or folder for the relevance itself, as .npy of shape (3, H, W); of "
+    "sharing_ratio (H, W).",
 )
 @options.network_options
 @options.target_option
+@options.method_option
 @options.method_options
 @options.batch_size_option
 def explain(
@@ -51,6 +56,7 @@ def explain(
     weights: Path | None,
     resize: str,
     target: str | None,
+    method: str,
     variant: VariantName,
     backend: Backend,
     batch_size: int,
@@ -60,12 +66,21 @@ def explain(
     Red pixels speak for the class, blue pixels against it, white ones do not matter.
     """
     with told_plainly():
-        figures = plan_outputs(images, output, "_rap.png", "--output", FIGURE_FORMATS)
-        arrays = None if raw is None else plan_outputs(images, raw, "_rap.npy", "--raw", [".npy"])
+        if variant != "default" and method not in OF_RAP:
+            raise click.UsageError(
+                f"--variant {variant} is a choice of RAP's rules; leave it out with --method "
+                f"{method}, or take --method {' or '.join(OF_RAP)}."
+            )
+        figures = plan_outputs(images, output, f"_{method}.png", "--output", FIGURE_FORMATS)
+        arrays = (
+            None if raw is None else plan_outputs(images, raw, f"_{method}.npy", "--raw", [".npy"])
+        )
         classifier = load_classifier(model, weights)
         wanted = classifier.preprocessing
         preprocessing = wanted.stretched() if resize == "stretch" else wanted
-        explainer = Explainer(classifier, preprocessing, target, variant, backend)
+        chosen = METHODS[method]
+        settings = Settings(variant, backend)
+        explainer = Explainer(classifier, preprocessing, target, chosen, settings)
         failures = 0
         for result in explainer.explain(images, batch_size):
             photo = images[result.place]
@@ -74,8 +89,8 @@ def explain(
                 failures += 1
                 continue
             written = [figures[result.place]]
-            figure = draw(result.view, result.relevance, _caption(photo, result, model, variant))
-            save_figure(figure, written[0])
+            caption = _caption(photo, result, model, chosen.label, variant)
+            save_figure(draw(result.view, result.relevance, caption), written[0])
             if arrays is not None:
                 written.append(arrays[result.place])
                 _save_array(written[-1], result)
@@ -84,15 +99,15 @@ def explain(
         raise click.exceptions.Exit(1)
 
 
-def _caption(photo: Path, result: Explanation, model: str, variant: str) -> Caption:
+def _caption(photo: Path, result: Explanation, model: str, method: str, variant: str) -> Caption:
     height, width = result.relevance.shape[-2:]
     return Caption(
         photo=photo.name,
         photo_detail=f"seen by {model} at {width} x {height}",
-        map=f"RAP: {result.label}",
+        map=f"{method}: {result.label}",
         map_detail=f"logit {result.logit:.4g}, probability {result.probability:.2g}, "
         f"relevance {result.total:.4g}" + ("" if variant == "default" else f", variant {variant}"),
-        note=NOT_POSITIVE if result.logit <= 0 else "",
+        note=NOT_POSITIVE if result.inverted else "",
     )
 
 
@@ -117,7 +132,7 @@ def _tell(
         "(once)",
         "written": ", ".join(str(path) for path in written),
     }
-    if result.logit <= 0:
+    if result.inverted:
         lines["note"] = NOT_POSITIVE
     click.echo(str(photo))
     for name, text in lines.items():

@@ -68,6 +68,17 @@ def names(
     return tuple(dict.fromkeys(name for name in found if name))
 
 
+def method_option(command: Command) -> Command:
+    """``--method``: one that has an explainer of its own."""
+    return click.option(
+        "--method",
+        type=click.Choice([method.name for method in METHODS.values() if method.make]),
+        default="rap",
+        show_default=True,
+        help="The attribution method; compare shows all of them.",
+    )(command)
+
+
 def methods_option(help_text: str) -> Callable[[Command], Command]:
     """``--methods``: a list of names, with commas between them."""
     return click.option(

@@ -50,6 +50,7 @@ class Settings:
 
 
 Build = Callable[[nn.Module, Settings], MapFunction]
+Make = Callable[[nn.Module, Settings], Any]
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,14 @@ class Method:
         label: in tables and figures.
         build: makes the map function for a network in eval mode.
         control: whether it knows nothing of the network.
+        make: makes the method's explainer, where it has one.
     """
 
     name: str
     label: str
     build: Build
     control: bool = False
+    make: Make | None = None
 
 
 class ExplainerMaps:
@@ -106,24 +109,27 @@ def maps_of_targets(
     return torch.stack([explain(x, one, classes) for one in targets.unbind(1)])
 
 
-def of_explainer(make: Callable[[nn.Module, Settings], Any]) -> Build:
+def _explained(name: str, label: str, make: Make) -> Method:
     """Maps of an explainer, made once for a network."""
 
     def build(model: nn.Module, settings: Settings) -> MapFunction:
         explainer = make(model, settings)
         return ExplainerMaps(lambda _: explainer)
 
-    return build
+    return Method(name, label, build, make=make)
 
 
-def of_class_distribution(make: Callable[[nn.Module, Settings], Any], **options: Any) -> Build:
+def _competing(name: str, label: str, make: Make) -> Method:
     """Maps of class distributions on an explainer; classes that a sample shows compete."""
 
     def build(model: nn.Module, settings: Settings) -> MapFunction:
         base = make(model, settings)
-        return ExplainerMaps(lambda classes: ClassDistribution(base, classes, **options))
+        return ExplainerMaps(lambda classes: ClassDistribution(base, classes, **_VAR))
 
-    return build
+    def of_automatic_sets(model: nn.Module, settings: Settings) -> ClassDistribution:
+        return ClassDistribution(make(model, settings), **_VAR)
+
+    return Method(name, label, build, make=of_automatic_sets)
 
 
 def input_x_gradient(model: nn.Module, _settings: Settings) -> MapFunction:
@@ -147,41 +153,33 @@ def _rap(model: nn.Module, settings: Settings) -> RAP:
     return RAP(model, settings.variant, None, settings.backend)
 
 
-def _lrp(composite: str) -> Callable[[nn.Module, Settings], LRP]:
+def _equilibrium(model: nn.Module, settings: Settings) -> AttributionEquilibrium:
+    return AttributionEquilibrium(model, backend=settings.backend)
+
+
+def _sharing_ratio(model: nn.Module, settings: Settings) -> SharingRatio:
+    return SharingRatio(model, backend=settings.backend)
+
+
+def _lrp(composite: str) -> Make:
     return lambda model, settings: LRP(model, composite, settings.backend)
 
 
 # Signed values compete, at several temperatures: RAP's maps are nearly multiples of one another,
 # and magnitudes would let the least probable class win.
-_VAR = {"absolute": False, "temperature": [1.0, 5.0, 100.0]}
+_VAR: dict[str, Any] = {"absolute": False, "temperature": [1.0, 5.0, 100.0]}
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("rap", "RAP", of_explainer(_rap)),
-        Method(
-            "equilibrium",
-            "Equilibrium",
-            of_explainer(lambda model, s: AttributionEquilibrium(model, backend=s.backend)),
-        ),
-        Method(
-            "sharing_ratio",
-            "Sharing Ratio",
-            of_explainer(lambda model, s: SharingRatio(model, backend=s.backend)),
-        ),
-        Method("class_distribution", "VAR on RAP", of_class_distribution(_rap, **_VAR)),
-        Method(
-            "class_distribution_lrp",
-            "VAR on EpsilonPlusFlat",
-            of_class_distribution(_lrp("EpsilonPlusFlat"), **_VAR),
-        ),
-        Method("lrp", "LRP EpsilonPlusFlat", of_explainer(_lrp("EpsilonPlusFlat"))),
-        Method(
-            "lrp_alpha2_beta1",
-            "LRP EpsilonAlpha2Beta1",
-            of_explainer(_lrp("EpsilonAlpha2Beta1")),
-        ),
-        Method("lrp_gamma_box", "LRP EpsilonGammaBox", of_explainer(_lrp("EpsilonGammaBox"))),
+        _explained("rap", "RAP", _rap),
+        _explained("equilibrium", "Equilibrium", _equilibrium),
+        _explained("sharing_ratio", "Sharing Ratio", _sharing_ratio),
+        _competing("class_distribution", "VAR on RAP", _rap),
+        _competing("class_distribution_lrp", "VAR on EpsilonPlusFlat", _lrp("EpsilonPlusFlat")),
+        _explained("lrp", "LRP EpsilonPlusFlat", _lrp("EpsilonPlusFlat")),
+        _explained("lrp_alpha2_beta1", "LRP EpsilonAlpha2Beta1", _lrp("EpsilonAlpha2Beta1")),
+        _explained("lrp_gamma_box", "LRP EpsilonGammaBox", _lrp("EpsilonGammaBox")),
         Method("input_x_gradient", "input x gradient", input_x_gradient),
         Method("disc", "centred disc", _control(lambda _: CentredDisc()), control=True),
         Method("gaussian", "centred Gaussian", _control(lambda _: CentredGaussian()), control=True),
