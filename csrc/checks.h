@@ -41,17 +41,21 @@ inline void check_dim(const char* op, const char* name, const Tensor& t, int64_t
               low == high ? "" : " to " + std::to_string(high), " dimensions, got ", t.dim());
 }
 
+// Whether the samples of `relevance` are those of x once or several times.
+inline bool has_targets(const Tensor& x, const Tensor& relevance) {
+  const int64_t samples = x.size(0);
+  const int64_t asked = relevance.size(0);
+  return asked == samples || (samples > 0 && asked >= samples && asked % samples == 0);
+}
+
 // `t` holds one or more samples of `shape` for each sample of `other`: target by target.
 inline void check_targets(const char* op, const char* name, const Tensor& t, const char* other_name,
                           const Tensor& other, at::IntArrayRef shape) {
-  const int64_t samples = other.size(0);
   auto wanted = shape.vec();
-  wanted.insert(wanted.begin(), t.dim() > 0 ? t.size(0) : samples);
+  wanted.insert(wanted.begin(), t.dim() > 0 ? t.size(0) : other.size(0));
   check_shape(op, name, t, wanted);
-  TORCH_CHECK(
-      t.size(0) == samples || (0 < samples && samples <= t.size(0) && t.size(0) % samples == 0), op,
-      ": ", name, " must have a multiple of the ", samples, " samples of ", other_name, ", got ",
-      t.sizes());
+  TORCH_CHECK(has_targets(other, t), op, ": ", name, " must have a multiple of the ", other.size(0),
+              " samples of ", other_name, ", got ", t.sizes());
 }
 
 // A linear layer: x (N, *, I), weight (O, I), relevance (T N, *, O).

@@ -14,7 +14,7 @@ State relprop_add(const Tensor& a, const Tensor& b, const Tensor& relevance, Opt
   check_like(op, "b", b, "a", a);
   check_like(op, "relevance", relevance, "a", a);
   check_shape(op, "b", b, a.sizes());
-  check_shape(op, "relevance", first_target(op, "a", a, relevance), a.sizes());
+  check_targets(op, "relevance", relevance, "a", a, a.sizes().slice(1));
   check_per_sample(op, "psi", psi, relevance);
   check_per_sample(op, "scale", scale, relevance);
   const Share share = parse_share(op, rule);

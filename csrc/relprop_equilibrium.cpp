@@ -139,7 +139,7 @@ State equilibrium(const Incoming& in, const Layer& layer, const std::optional<do
 
 State relprop_equilibrium_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                                  OptionalTensor psi, OptionalTensor scale) {
-  check_linear(kLinear, x, weight, first_target(kLinear, "x", x, relevance));
+  check_linear(kLinear, x, weight, relevance);
   check_per_sample(kLinear, "psi", psi, relevance);
   check_per_sample(kLinear, "scale", scale, relevance);
 
@@ -160,8 +160,8 @@ State relprop_equilibrium_conv(const Tensor& x, const Tensor& weight, const Tens
                                OptionalTensor psi, OptionalTensor scale, at::IntArrayRef stride,
                                at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                                double ratio) {
-  const ConvShape conv = check_convolution(kConv, x, weight, first_target(kConv, "x", x, relevance),
-                                           stride, padding, dilation, groups);
+  const ConvShape conv =
+      check_convolution(kConv, x, weight, relevance, stride, padding, dilation, groups);
   check_per_sample(kConv, "psi", psi, relevance);
   check_per_sample(kConv, "scale", scale, relevance);
   TORCH_CHECK(std::isfinite(ratio), kConv, ": ratio must be finite, got ", ratio);

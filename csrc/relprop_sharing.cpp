@@ -87,7 +87,7 @@ State share_squares(const Tensor& v, const Tensor& relevance, OptionalTensor psi
   check_storage(op, "v", v);
   TORCH_CHECK(v.dim() >= 2, op, ": v must have at least 2 dimensions (N, C, ...), got ", v.dim());
   check_like(op, "relevance", relevance, "v", v);
-  check_shape(op, "relevance", first_target(op, "v", v, relevance), v.sizes());
+  check_targets(op, "relevance", relevance, "v", v, v.sizes().slice(1));
   check_per_sample(op, "psi", psi, relevance);
   check_per_sample(op, "scale", scale, relevance);
   const auto format = v.suggest_memory_format();
@@ -140,12 +140,14 @@ State relprop_sharing_conv(const Tensor& x, const Tensor& weight, const Optional
                            OptionalTensor scale, at::IntArrayRef stride, at::IntArrayRef padding,
                            at::IntArrayRef dilation, int64_t groups) {
   constexpr const char* op = "relprop_sharing_conv";
-  const Tensor first = first_target(op, "x", x, relevance);
-  const ConvShape conv = check_convolution(op, x, weight, first, stride, padding, dilation, groups);
+  const ConvShape conv =
+      check_convolution(op, x, weight, relevance, stride, padding, dilation, groups);
   check_bias(op, bias, weight, x);
   if (z) {
     check_like(op, "z", *z, "x", x);
-    check_shape(op, "z", *z, first.sizes());
+    auto shape = relevance.sizes().vec();
+    shape[0] = x.size(0);
+    check_shape(op, "z", *z, shape);
   }
   check_per_sample(op, "psi", psi, relevance);
   check_per_sample(op, "scale", scale, relevance);
@@ -175,7 +177,7 @@ State relprop_sharing_conv(const Tensor& x, const Tensor& weight, const Optional
 State relprop_sharing_linear(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
                              const Tensor& relevance, OptionalTensor psi, OptionalTensor scale) {
   constexpr const char* op = "relprop_sharing_linear";
-  check_linear(op, x, weight, first_target(op, "x", x, relevance));
+  check_linear(op, x, weight, relevance);
   check_bias(op, bias, weight, x);
   check_per_sample(op, "psi", psi, relevance);
   check_per_sample(op, "scale", scale, relevance);

@@ -4,7 +4,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <utility>
@@ -13,24 +12,8 @@
 
 namespace rapkernels {
 
-// Whether the samples of `relevance` are those of x once or several times.
-inline bool has_targets(const Tensor& x, const Tensor& relevance) {
-  const int64_t samples = x.size(0);
-  const int64_t asked = relevance.size(0);
-  return asked == samples || (samples > 0 && asked >= samples && asked % samples == 0);
-}
-
 inline int64_t targets_of(const Tensor& x, const Tensor& relevance) {
   return x.size(0) ? relevance.size(0) / x.size(0) : 1;
-}
-
-// The relevance of the first target, for checks of its shape; `name` is that of x.
-inline Tensor first_target(const char* op, const char* name, const Tensor& x,
-                           const Tensor& relevance) {
-  if (relevance.dim() != x.dim() || x.dim() == 0) return relevance;
-  TORCH_CHECK(has_targets(x, relevance), op, ": relevance must have a multiple of the ", x.size(0),
-              " samples of ", name, ", got ", relevance.sizes());
-  return relevance.narrow(0, 0, x.size(0));
 }
 
 // Like x, but with the samples of `relevance`; to be written.

@@ -1,7 +1,8 @@
-"""Many targets: one call with T relevances of each sample equals T calls."""
+"""Many targets: T relevances of each sample in one call are what T calls make of them."""
 
 from __future__ import annotations
 
+import inspect
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rapkernels import reference
 from rapkernels.relevance import Relevance
 from rapkernels.testing import (
     CONVS,
@@ -17,9 +19,8 @@ from rapkernels.testing import (
     TARGETED,
     Conv,
     Sampler,
-    assert_close,
+    assert_same_relevance,
     convert,
-    states,
     with_targets,
 )
 from tests.test_op_rules import RULES, rule_arguments
@@ -47,10 +48,9 @@ def runs_of(name: str, sampler: Sampler, targets: int) -> list[tuple[Any, ...]]:
     return runs
 
 
-def true_values(name: str, result: Any) -> list[Tensor]:
-    """The true relevance of every state in a result, and what goes with it."""
-    rest = [] if name == "gate" else [result[-1]]
-    return [*(state.to_float64() for state in states(name, result)), *rest]
+def positions_named(name: str, wanted: str) -> list[int]:
+    names = inspect.signature(getattr(reference, name)).parameters
+    return [position for position in TARGETED[name] if list(names)[position] == wanted]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -70,9 +70,9 @@ def test_equal_single_calls(
         joined = getattr(operations, name)(*convert(with_targets(name, runs), layout))
         singles = [getattr(operations, name)(*convert(run, layout)) for run in runs]
         assert [part.dtype for part in joined] == [part.dtype for part in singles[0]]
-        parts = zip(*(true_values(name, single) for single in singles), strict=True)
-        for whole, part in zip(true_values(name, joined), parts, strict=True):
-            assert_close(whole, torch.cat(part), tolerance)
+        for index, single in enumerate(singles):
+            part = tuple(tensor.chunk(targets)[index] for tensor in joined)
+            assert_same_relevance(name, part, single, tolerance)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +80,27 @@ def test_equal_single_calls(
 def test_equal_the_reference(native: ModuleType, name: str, dtype: torch.dtype) -> None:
     for targets in (2, 7):
         arguments = with_targets(name, runs_of(name, Sampler(dtype), targets))
-        agree(native, name, arguments, dtype)
+        for layout in LAYOUTS.values():
+            agree(native, name, convert(arguments, layout), dtype)
+
+
+@pytest.mark.parametrize("name", TARGETED)
+def test_no_samples(operations: ModuleType, name: str) -> None:
+    arguments = with_targets(name, runs_of(name, Sampler(torch.float32, batch=0), 3))
+    assert all(len(tensor) == 0 for tensor in getattr(operations, name)(*arguments))
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETED if positions_named(name, "relevance")])
+def test_samples_that_do_not_divide_are_refused(operations: ModuleType, name: str) -> None:
+    whole = with_targets(name, runs_of(name, Sampler(), 3))
+    (position,) = positions_named(name, "relevance")
+    for samples in (1, 5):
+        arguments = list(whole)
+        arguments[position] = whole[position][:samples]
+        with pytest.raises(
+            RuntimeError, match=rf"^{name}: relevance must have (the|a multiple of the) "
+        ):
+            getattr(operations, name)(*arguments)
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=IDS)
@@ -128,7 +148,15 @@ def test_zbox_in_chunks(native: ModuleType) -> None:
             agree(native, "relprop_zbox_conv", arguments, torch.float64)
 
 
-def test_results_keep_the_layout_of_x(native: ModuleType) -> None:
+@pytest.mark.parametrize("name", TARGETED)
+def test_results_keep_the_layout(native: ModuleType, name: str) -> None:
+    arguments = with_targets(name, runs_of(name, Sampler(torch.float32), 3))
+    values, *_ = getattr(native, name)(*convert(arguments, LAYOUTS["channels_last"]))
+    if values.dim() == 4:
+        assert values.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_chunks_keep_the_layout_of_x(native: ModuleType) -> None:
     x, weight = torch.randn(2, 16, 6, 5), torch.randn(8, 16, 3, 3)
     for targets in (1, 2, 12):
         relevance = torch.randn(2 * targets, 8, 4, 3)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rapkernels import host
+from rapkernels.reference._targets import has_targets
 
 # As the native operations print them.
 NAMES = {
@@ -121,10 +122,9 @@ def check_targets(
 ) -> None:
     """``tensor`` holds one or more samples of ``shape`` for each sample of ``other``."""
     samples = other.shape[0]
-    given = tensor.shape[0] if tensor.dim() > 0 else samples
-    check_shape(op, name, tensor, [given, *shape])
+    check_shape(op, name, tensor, [tensor.shape[0] if tensor.dim() > 0 else samples, *shape])
     require(
-        given == samples or (0 < samples <= given and given % samples == 0),
+        has_targets(other, tensor),
         f"{op}: {name} must have a multiple of the {samples} samples of {other_name}, got "
         f"{_shape(tensor)}",
     )

@@ -21,7 +21,6 @@ from rapkernels.reference._state import (
     sample_sum,
     scale_of,
 )
-from rapkernels.reference._targets import first_target
 from rapkernels.relevance import sample_view
 
 
@@ -124,7 +123,7 @@ def relprop_equilibrium_linear(
         RuntimeError: a shape or dtype does not fit.
     """
     op = "relprop_equilibrium_linear"
-    check_linear(op, x, weight, first_target(op, "x", x, relevance))
+    check_linear(op, x, weight, relevance)
     check_pending(op, psi, scale, relevance)
     return _equilibrium(LinearMap(), x, weight, relevance, psi, scale, ratio=None)
 
@@ -186,8 +185,7 @@ def relprop_equilibrium_conv(
         RuntimeError: a shape or dtype does not fit, or the ratio is not finite.
     """
     op = "relprop_equilibrium_conv"
-    first = first_target(op, "x", x, relevance)
-    layer = conv_map(op, x, weight, first, stride, padding, dilation, groups)
+    layer = conv_map(op, x, weight, relevance, stride, padding, dilation, groups)
     check_pending(op, psi, scale, relevance)
     require(math.isfinite(ratio), f"{op}: ratio must be finite, got {ratio}")
     pointwise = all(size == 1 for size in weight.shape[2:])

@@ -14,6 +14,7 @@ from rapkernels.reference._checks import (
     check_samples,
     check_shape,
     check_stabilizer,
+    check_targets,
 )
 from rapkernels.reference._shares import share, stabilized
 from rapkernels.reference._state import (
@@ -28,7 +29,7 @@ from rapkernels.reference._state import (
     scale_of,
     store,
 )
-from rapkernels.reference._targets import first_target, for_each_target
+from rapkernels.reference._targets import for_each_target
 from rapkernels.relevance import Relevance
 
 
@@ -72,7 +73,7 @@ def relprop_add(
     check_like(op, "b", b, "a", a)
     check_like(op, "relevance", relevance, "a", a)
     check_shape(op, "b", b, a.shape)
-    check_shape(op, "relevance", first_target(op, "a", a, relevance), a.shape)
+    check_targets(op, "relevance", relevance, "a", a, a.shape[1:])
     check_pending(op, psi, scale, relevance)
     check_choice(op, rule, SHARES)
     check_stabilizer(op, stabilizer)

@@ -26,11 +26,12 @@ from rapkernels.reference._checks import (
     check_pending,
     check_shape,
     check_storage,
+    check_targets,
     require,
 )
 from rapkernels.reference._convolution import conv_map
 from rapkernels.reference._state import TINY, Relprop, accumulate, divide, leave, read, sample_sum
-from rapkernels.reference._targets import first_target, for_each_target
+from rapkernels.reference._targets import for_each_target
 
 
 class _Shared(NamedTuple):
@@ -94,7 +95,7 @@ def share_squares(
     check_storage(op, "v", v)
     require(v.dim() >= 2, f"{op}: v must have at least 2 dimensions (N, C, ...), got {v.dim()}")
     check_like(op, "relevance", relevance, "v", v)
-    check_shape(op, "relevance", first_target(op, "v", v, relevance), v.shape)
+    check_targets(op, "relevance", relevance, "v", v, v.shape[1:])
     check_pending(op, psi, scale, relevance)
     incoming, vector = read(relevance, psi), accumulate(v)
     shared = _share(vector, None, None, incoming, dim=1)
@@ -157,14 +158,13 @@ def relprop_sharing_conv(
         RuntimeError: a shape, dtype or length does not fit.
     """
     op = "relprop_sharing_conv"
-    first = first_target(op, "x", x, relevance)
-    layer = conv_map(op, x, weight, first, stride, padding, dilation, groups)
+    layer = conv_map(op, x, weight, relevance, stride, padding, dilation, groups)
     if bias is not None:
         check_like(op, "bias", bias, "x", x)
         check_shape(op, "bias", bias, weight.shape[:1])
     if z is not None:
         check_like(op, "z", z, "x", x)
-        check_shape(op, "z", z, first.shape)
+        check_shape(op, "z", z, [x.shape[0], *relevance.shape[1:]])
     check_pending(op, psi, scale, relevance)
     incoming = read(relevance, psi)
     x, weight = accumulate(x), accumulate(weight)
@@ -215,7 +215,7 @@ def relprop_sharing_linear(
         RuntimeError: a shape or dtype does not fit.
     """
     op = "relprop_sharing_linear"
-    check_linear(op, x, weight, first_target(op, "x", x, relevance))
+    check_linear(op, x, weight, relevance)
     if bias is not None:
         check_like(op, "bias", bias, "x", x)
         check_shape(op, "bias", bias, weight.shape[:1])

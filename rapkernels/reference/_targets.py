@@ -7,25 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rapkernels.reference._checks import require
-
 
 def has_targets(x: Tensor, relevance: Tensor) -> bool:
     """Whether the samples of ``relevance`` are those of ``x`` once or several times."""
     samples, asked = x.shape[0], relevance.shape[0]
     return asked == samples or (0 < samples <= asked and asked % samples == 0)
-
-
-def first_target(op: str, name: str, x: Tensor, relevance: Tensor) -> Tensor:
-    """The relevance of the first target, for checks of its shape; ``name`` is that of ``x``."""
-    if relevance.dim() != x.dim() or x.dim() == 0:
-        return relevance
-    require(
-        has_targets(x, relevance),
-        f"{op}: relevance must have a multiple of the {x.shape[0]} samples of {name}, got "
-        f"{list(relevance.shape)}",
-    )
-    return relevance[: x.shape[0]]
 
 
 def for_each_target(tensor: Tensor, relevance: Tensor) -> Tensor:
