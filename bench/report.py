@@ -1,10 +1,11 @@
-"""Result files to the tables in README, which are never typed by hand.
+"""Result files to the tables in README and docs/evaluation.md, which are never typed by hand.
 
 python -m bench.report            # from the files in bench/results
 python -m bench.report --check
 python -m bench.report --print bench/results/models.json
 
-The GPU's table is made from bench/results/gpu.json; where there is none, README says so.
+The GPU's table is made from bench/results/gpu.json; where there is none, README says so. Tables of
+evaluations are made from bench/results/evaluation/NAME.csv, each between markers of its NAME.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import click
 
+from bench.evaluation_tables import render_evaluation
 from bench.gpu.results import read as read_gpu
 from bench.gpu.table import NOT_MEASURED, render_gpu
 from bench.machine import ROOT
@@ -25,6 +27,7 @@ GPU_BEGIN = "<!-- bench-gpu:begin -->"
 GPU_END = "<!-- bench-gpu:end -->"
 RESULTS = ROOT / "bench" / "results"
 FILES = (RESULTS / "models.json", RESULTS / "ops.json")
+EVALUATIONS = RESULTS / "evaluation"
 
 
 def insert(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
@@ -52,31 +55,58 @@ def gpu_table(path: Path) -> str:
     return render_gpu(document)
 
 
+def with_evaluations(text: str, folder: Path) -> str:
+    """The text of docs/evaluation.md with the table of each CSV file between its markers."""
+    for path in sorted(folder.glob("*.csv")):
+        begin, end = (f"<!-- {path.stem}:{word} -->" for word in ("begin", "end"))
+        text = insert(text, render_evaluation(path), begin, end)
+    return text
+
+
 @click.command(help="Write the tables of the result FILES between README's bench markers.")
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--gpu", type=click.Path(path_type=Path), default=RESULTS / "gpu.json")
 @click.option("--readme", type=click.Path(path_type=Path), default=ROOT / "README.md")
+@click.option("--evaluations", type=click.Path(path_type=Path), default=EVALUATIONS)
+@click.option(
+    "--evaluation-doc",
+    type=click.Path(path_type=Path),
+    default=ROOT / "docs" / "evaluation.md",
+    help="Gets the tables of the CSV files in --evaluations.",
+)
 @click.option("--check", is_flag=True, help="Write nothing; fail where the tables are not current.")
 @click.option("--print", "only_print", is_flag=True, help="Print the tables, write nothing.")
-def main(files: tuple[Path, ...], gpu: Path, readme: Path, check: bool, only_print: bool) -> None:
+def main(
+    files: tuple[Path, ...],
+    gpu: Path,
+    readme: Path,
+    evaluations: Path,
+    evaluation_doc: Path,
+    check: bool,
+    only_print: bool,
+) -> None:
     """Write, check or print the tables; the text for users is the command's help."""
     try:
         table = render([read(path) for path in files or FILES])
         if only_print:
             click.echo(f"{table}\n\n{gpu_table(gpu)}")
             return
-        old = readme.read_text(encoding="utf-8")
-        new = insert(old, table)
-        if GPU_BEGIN in new or GPU_END in new:
-            new = insert(new, gpu_table(gpu), GPU_BEGIN, GPU_END)
+        text = insert(readme.read_text(encoding="utf-8"), table)
+        if GPU_BEGIN in text or GPU_END in text:
+            text = insert(text, gpu_table(gpu), GPU_BEGIN, GPU_END)
+        new = {readme: text}
+        if any(evaluations.glob("*.csv")):
+            text = evaluation_doc.read_text(encoding="utf-8")
+            new[evaluation_doc] = with_evaluations(text, evaluations)
     except (OSError, SchemaError, ValueError) as error:
         raise click.ClickException(str(error)) from error
-    if not check:
-        readme.write_text(new, encoding="utf-8")
-    elif new != old:
-        raise click.ClickException(
-            f"a table in {readme.name} is not made from these files; run python -m bench.report"
-        )
+    for path, text in new.items():
+        if not check:
+            path.write_text(text, encoding="utf-8")
+        elif text != path.read_text(encoding="utf-8"):
+            raise click.ClickException(
+                f"a table in {path.name} is not made from these files; run python -m bench.report"
+            )
 
 
 if __name__ == "__main__":

@@ -239,16 +239,51 @@ def test_the_report_command(tmp_path: Path) -> None:
     readme, results = tmp_path / "README.md", tmp_path / "models.json"
     readme.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     schema.write(_models(), results)
-    arguments = ["--readme", str(readme), str(results)]
+    nowhere = ["--evaluations", str(tmp_path / "none")]
+    arguments = ["--readme", str(readme), *nowhere, str(results)]
     stale = CliRunner().invoke(main, ["--check", *arguments])
     assert stale.exit_code == 1
     assert "run python -m bench.report" in stale.output
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert "rapkernels RAP" in readme.read_text(encoding="utf-8")
     assert CliRunner().invoke(main, ["--check", *arguments]).exit_code == 0
-    missing = CliRunner().invoke(main, ["--readme", str(readme), str(tmp_path / "no.json")])
+    absent = ["--readme", str(readme), *nowhere, str(tmp_path / "no.json")]
+    missing = CliRunner().invoke(main, absent)
     assert missing.exit_code == 1
     assert "no.json" in missing.output
+
+
+def test_tables_of_evaluations(tmp_path: Path) -> None:
+    readme, doc, results = (tmp_path / name for name in ("README.md", "page.md", "models.json"))
+    readme.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
+    doc.write_text("# Page\n\n<!-- digits:begin -->\n<!-- digits:end -->\n", encoding="utf-8")
+    schema.write(_models(), results)
+    csv = tmp_path / "digits.csv"
+    csv.write_text(
+        "method,control,images,gini,gini_se,layer,layer_se,seconds,seconds_se\n"
+        "rap,0,9,0.5,0.125,0.25,,1.0,\n"
+        "disc,1,9,,,1.0,0.0,2.0,\n",
+        encoding="utf-8",
+    )
+    arguments = ["--readme", str(readme), "--evaluations", str(tmp_path)]
+    arguments += ["--evaluation-doc", str(doc), str(results)]
+    assert CliRunner().invoke(main, arguments).exit_code == 0
+    assert doc.read_text(encoding="utf-8").splitlines()[3:7] == [
+        "| 9 images | Gini | `layer` |",
+        "| --- | --- | --- |",
+        "| RAP | 0.500 ± 0.12 | 0.250 |",
+        "| *centred disc* | - | 1.000 ± 0.00 |",
+    ]
+    assert CliRunner().invoke(main, ["--check", *arguments]).exit_code == 0
+    csv.write_text(csv.read_text(encoding="utf-8").replace("rap,", "rip,"), encoding="utf-8")
+    unknown = CliRunner().invoke(main, arguments)
+    assert unknown.exit_code == 1
+    assert "the method rip, which is not known" in unknown.output
+
+
+def test_the_tables_of_this_repository_are_current() -> None:
+    result = CliRunner().invoke(main, ["--check"])
+    assert result.exit_code == 0, result.output
 
 
 def test_provenance_holds_no_path() -> None:

@@ -180,8 +180,14 @@ def test_the_tables_on_digits() -> None:
     result = CliRunner().invoke(evaluate_digits, arguments)
     assert result.exit_code == 0, result.output
     assert "of 1000 held-out pictures are read correctly" in result.stdout
-    for kind in ("digits", "digit_grids"):
+    for kind in ("digits", "digit_ink", "digit_grids", "randomised"):
         found = rows(f"digits/{kind}.csv")
         assert [row["method"] for row in found] == ROWS
         assert Path(f"digits/{kind}.png").exists()
-    assert float(found[1]["region_attribution"]) == pytest.approx(0.25)
+        if kind == "digit_grids":
+            assert float(found[1]["region_attribution"]) == pytest.approx(0.25)
+    # A control stays what it is, whatever becomes of the network.
+    layers = list(found[0])[3::2]
+    assert layers == ["15", "10", "8", "5", "3", "0"]
+    for row in found[1:]:
+        assert [float(row[layer]) for layer in layers] == pytest.approx([1.0] * len(layers))
