@@ -55,7 +55,7 @@ def measure_here(network: str, batch: int, method: str) -> Memory:
     """Measure in this process, which must not have run anything large before."""
     METHODS[method].load_libraries()
     model, x = load(network, batch)
-    zero = _settled_resident_bytes()
+    zero = settled_resident_bytes()
 
     calls: list[Call] = []
 
@@ -108,7 +108,8 @@ def _sampling() -> Iterator[list[int]]:
         thread.join()
 
 
-def _settled_resident_bytes() -> int:
+def settled_resident_bytes() -> int:
+    """The resident set once free memory has gone back to the system."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
