@@ -213,7 +213,11 @@ def nodes_of_layers(program: Program, layers: Sequence[str], model: nn.Module) -
         ArgumentError: a path names no module, one that runs nothing, or one behind the value
             where relevance starts.
     """
-    last, behind = _last_nodes(program, with_rule=True), _last_nodes(program, with_rule=False)
+    # What leads to a gate alone has no rule: its relevance is 0.
+    reached = {step.node.name for step in program.steps if step.rule is not None}
+    before = program.graph.ancestors(program.end)
+    last = _last_nodes(program, before - reached) | _last_nodes(program, reached)
+    behind = _last_nodes(program, program.graph.nodes.keys() - before)
     for layer in layers:
         if layer in last:
             continue
@@ -225,11 +229,11 @@ def nodes_of_layers(program: Program, layers: Sequence[str], model: nn.Module) -
     return {layer: last[layer] for layer in layers}
 
 
-def _last_nodes(program: Program, with_rule: bool) -> dict[str, str]:
+def _last_nodes(program: Program, names: Collection[str]) -> dict[str, str]:
     return {
         path: step.node.name
         for step in program.steps
-        if (step.rule is not None) == with_rule and step.node.kind == "activation"
+        if step.node.name in names and step.node.kind == "activation"
         for path in step.node.modules
     }
 

@@ -225,7 +225,7 @@ class Explainer(ABC):
                 chosen = None if one is None else one[None]
             nodes = calls.nodes_of_layers(program, layers or (), self.model)
             exposed = set(nodes.values())
-            recorder = Recorder(x.shape[0]) if return_report else None
+            recorder = Recorder(program.graph, x.shape[0]) if return_report else None
             if x.shape[0] == 0:
                 explained = calls.empty(program, x, 1 if chosen is None else len(chosen), exposed)
             else:

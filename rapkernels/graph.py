@@ -159,6 +159,21 @@ class Graph:
         """Shape of a value."""
         return self.nodes[name].shape if name in self.nodes else self.shapes[name]
 
+    def batch_dim(self, name: str) -> int:
+        """The dimension of a value that is the batch; 0 where it is part of that, or unknown."""
+        if self.leads_with_batch(name):
+            return 0
+        found = [dim for dim, size in enumerate(self.shape_of(name)) if size == self.batch]
+        return found[0] if len(found) == 1 else 0
+
+    def leads_with_batch(self, name: str) -> bool:
+        """Whether each entry of a value's first dimension belongs to one sample."""
+        shape = self.shape_of(name)
+        if self.batch is None or not shape:
+            return True
+        # A size in proportion to the batch is nothing for an empty one.
+        return self.sized(shape[:1], 0) == (0,)
+
     def sized(self, shape: tuple[Dimension, ...], samples: int) -> tuple[int, ...]:
         """A shape with the batch size put in."""
         return tuple(

@@ -69,7 +69,8 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
     head = graph.ancestors(end)
     known = {node.name: rule_class(graph, node) for node in graph.nodes.values() if _active(node)}
     families = {name: "custom" if cls is None else cls.family for name, cls in known.items()}
-    classes = {name: cls for name, cls in known.items() if name in head}
+    reached = _reached(graph, end, known)
+    classes = {name: cls for name, cls in known.items() if name in reached}
     parts = {name: None if cls is None else cls.fuses for name, cls in classes.items()}
     fusion = fuse(graph, method.fold_batch_norm, parts)
     roles = find_roles(graph, families)
@@ -99,6 +100,20 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
     names = [step.node.name for step in steps]
     length = names.index(end) + 1 if end in names else 0
     return Program(graph, steps, roles, end, length, channels)
+
+
+def _reached(graph: Graph, end: str, classes: dict[str, type[Rule] | None]) -> set[str]:
+    """The nodes that relevance from ``end`` comes to."""
+    found: set[str] = set()
+    pending = [end]
+    while pending:
+        name = pending.pop()
+        if name in found or name not in classes:
+            continue
+        found.add(name)
+        node, cls = graph.nodes[name], classes[name]
+        pending.extend(graph.activations(node) if cls is None else cls.carried(graph, node))
+    return found
 
 
 def _active(node: Node) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from rapkernels.graph import Graph
 from rapkernels.program import Step
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context
@@ -117,10 +118,12 @@ class Recorder:
     """Makes the report while a walk goes backward, on the device that the walk runs on.
 
     Args:
+        graph: the graph that the walk goes through.
         samples: the batch size N.
     """
 
-    def __init__(self, samples: int) -> None:
+    def __init__(self, graph: Graph, samples: int) -> None:
+        self._graph = graph
         self._samples = samples
         self._steps: list[Step] = []
         self._sums: list[Tensor] = []
@@ -134,11 +137,18 @@ class Recorder:
         states: Sequence[Relevance | None],
     ) -> None:
         """Measure one backward step."""
-        arrived = self._per_sample(relevance.to_float64())
-        parts = [self._per_sample(state.to_float64()) for state in states if state is not None]
+        together = not all(map(self._graph.leads_with_batch, (step.node.name, *step.inputs)))
+        arrived = self._per_sample(relevance.to_float64(), together)
+        parts = [
+            self._per_sample(state.to_float64(), together) for state in states if state is not None
+        ]
         left = torch.cat(parts, 1) if parts else arrived.new_zeros(self._samples, 0)
         zero = arrived.new_zeros(self._samples)
-        absorbed = zero if context.absorbed is None else self._per_sample(context.absorbed).sum(1)
+        absorbed = (
+            zero
+            if context.absorbed is None
+            else self._per_sample(context.absorbed, together).sum(1)
+        )
         received, handed_on = arrived.sum(1), left.sum(1)
         magnitude = torch.maximum(arrived.abs().sum(1), left.abs().sum(1))
         difference = (received - handed_on - absorbed).abs()
@@ -165,10 +175,10 @@ class Recorder:
         )
         return Report(rows, target.cpu(), score.cpu(), total.cpu())
 
-    def _per_sample(self, tensor: Tensor) -> Tensor:
+    def _per_sample(self, tensor: Tensor, together: bool) -> Tensor:
         """``(N, entries)``; what cannot be told apart by sample is spread evenly over them."""
         tensor = tensor.detach().to(torch.float64)
-        if tensor.dim() and tensor.shape[0] % self._samples == 0:
+        if not together and tensor.dim() and tensor.shape[0] % self._samples == 0:
             return tensor.reshape(self._samples, -1)
         return tensor.reshape(1, -1).expand(self._samples, -1) / self._samples
 

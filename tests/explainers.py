@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import pytest
 from torch import nn
 
 import rapkernels as rk
@@ -14,7 +15,11 @@ from rapkernels.explainer import Explainer
 
 # Networks without an activation function after a convolution: methods that start at a layer take
 # the output there.
-_WITHOUT_START = {"sliced", "affine", "sequence", "moved", "matmul", "linear alone"}
+_WITHOUT_START = {
+    *("sliced", "affine", "sequence", "moved", "matmul", "linear alone", "windowed"),
+}
+# Sharing Ratio has no vectors for the heads of attention.
+_WITHOUT_VECTORS = {"attended", "multiheaded", "windowed"}
 
 WALKERS: dict[str, Callable[..., Explainer]] = {
     "rap": rk.RAP,
@@ -40,6 +45,8 @@ METHODS: dict[str, Callable[..., Any]] = {
 
 def explainer(method: str, model: nn.Module, network: str = "", **options: Any) -> Any:
     """A method's explainer of a model; ``network`` is its name in NETWORKS."""
+    if "sharing_ratio" in method and network in _WITHOUT_VECTORS:
+        pytest.skip("Sharing Ratio has no rule for heads of attention")
     if method.endswith(STARTING_AT_LAYERS) and network in _WITHOUT_START:
         options["layer"] = ""
     return METHODS[method](model, **options)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests import networks_modern as modern
+
 
 class Function(nn.Module):
     """A function of ``x`` and of the modules given by name."""
@@ -168,6 +170,14 @@ def _matmul(m: Any, x: Tensor) -> Tensor:
     return torch.addmm(m.b.bias, y, m.b.weight.t())
 
 
+# Their gates, attention weights and statistics are constants to relevance.
+MODERN: dict[str, Callable[[], nn.Module]] = {
+    "squeezed": lambda: Function(modern.squeezed, **modern.modules_of_squeezed()),
+    "attended": lambda: Function(modern.attended, **modern.modules_of_attended()),
+    "multiheaded": lambda: Function(modern.multiheaded, **modern.modules_of_multiheaded()),
+    "windowed": lambda: Function(modern.windowed, **modern.modules_of_windowed()),
+    "normalised": lambda: Function(modern.normalised, **modern.modules_of_normalised()),
+}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: Function(_residual, a=conv(3), bn=norm(), b=conv(), fc=nn.Linear(144, 5)),
     "concatenated": lambda: Function(
@@ -218,4 +228,5 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         nn.Unflatten(1, (5, 1)),
         nn.Flatten(),
     ),
+    **MODERN,
 }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import rapkernels as rk
 from rapkernels.errors import ArgumentError, ArgumentTypeError, UnsupportedOperationError
-from tests.networks import NETWORKS, Function, conv, images, network, norm, seeded
+from tests.networks import MODERN, NETWORKS, Function, conv, images, network, norm, seeded
 
 
 def test_by_hand() -> None:
@@ -33,7 +33,7 @@ def test_by_hand() -> None:
     torch.testing.assert_close(rk.activation_pattern_prediction(model, x), expected)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - set(MODERN)))
 def test_of_a_constant_input_it_is_the_model(name: str) -> None:
     """The pattern of an input gives back what the model says of it."""
     model, x = network(name), torch.full((2, 3, 6, 6), 1.0, dtype=torch.float64)
@@ -55,5 +55,5 @@ def test_errors() -> None:
         rk.activation_pattern_prediction(model, x, "1")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="x must be finite"):
         rk.activation_pattern_prediction(model, x / 0)
-    with pytest.raises(UnsupportedOperationError, match=r"aten\.erf"):
-        rk.activation_pattern_prediction(seeded(lambda: Function(lambda _, x: torch.erf(x))), x)
+    with pytest.raises(UnsupportedOperationError, match=r"aten\.sin"):
+        rk.activation_pattern_prediction(seeded(lambda: Function(lambda _, x: torch.sin(x))), x)

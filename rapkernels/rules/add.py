@@ -11,6 +11,7 @@ from rapkernels.graph import Graph, Node, Ref, bound_refs
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
 from rapkernels.rules.elementwise import cast
+from rapkernels.rules.gates import Gate
 from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
 
@@ -89,6 +90,27 @@ class Affine(Rule):
         return Relevance(ctx.materialise(relevance).sum_to_size(shape).to(dtype))
 
 
+class Centred(Gate):
+    """What is left of a value less its own mean, which is a constant as all statistics are."""
+
+    name = "identity"
+    family: ClassVar[str] = "affine"
+
+
 def choose_sum(graph: Graph, node: Node) -> type[Rule]:
     """Add where two activations meet, else Affine."""
-    return Add if len(graph.activations(node)) == 2 else Affine
+    if len(graph.activations(node)) < 2:
+        return Affine
+    return Centred if _subtracts_its_mean(graph, node) else Add
+
+
+def _subtracts_its_mean(graph: Graph, node: Node) -> bool:
+    first, second = graph.activations(node)
+    mean = graph.nodes.get(second)
+    return (
+        node.operation == "aten.sub.Tensor"
+        and mean is not None
+        and mean.operation == "aten.mean.dim"
+        and graph.activations(mean) == (first,)
+        and graph.shape_of(first) == node.shape
+    )

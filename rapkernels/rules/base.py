@@ -190,6 +190,14 @@ class Rule:
         self.node = site.node
 
     @classmethod
+    def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
+        """The activations that relevance goes to; the others are constants to this rule.
+
+        What only constants depend on gets no rule at all.
+        """
+        return graph.activations(node)
+
+    @classmethod
     def at(cls, site: Site) -> Rule:
         """The rule for a site: of this class, or of the one that the site's method has for it."""
         return site.method.choose(cls, site)(site)

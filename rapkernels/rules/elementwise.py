@@ -37,7 +37,8 @@ class Activation(Identity):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.fresh = True
-        self._in_place = _IN_PLACE[site.node.operation] if site.owns(site.inputs[0]) else None
+        in_place = _IN_PLACE.get(site.node.operation)
+        self._in_place = in_place if site.owns(site.inputs[0]) else None
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
@@ -95,8 +96,14 @@ def cast(ctx: Context, relevance: Relevance, dtype: torch.dtype) -> Relevance:
 
 
 _IN_PLACE = {
-    "aten.relu.default": torch.ops.aten.relu_.default,
-    "aten.relu6.default": torch.ops.aten.relu6_.default,
-    "aten.hardtanh.default": torch.ops.aten.hardtanh_.default,
+    f"aten.{name}.default": getattr(torch.ops.aten, f"{name}_").default
+    for name in (
+        *("relu", "relu6", "hardtanh", "leaky_relu", "elu", "selu", "celu", "silu", "mish"),
+        *("hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "threshold"),
+    )
 }
-ACTIVATIONS = tuple(_IN_PLACE)
+_OTHERS = (
+    *("prelu", "softplus", "softshrink", "hardshrink", "log_sigmoid"),
+    *("clamp", "clamp_min", "clamp_max"),
+)
+ACTIVATIONS = (*_IN_PLACE, *(f"aten.{name}.default" for name in _OTHERS))

@@ -8,6 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from rapkernels.graph import Ref
+from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
 
 # operation -> (input, weight, bias) by the names of its schema; True: the weight is (I, O).
@@ -43,6 +44,7 @@ class Linear(Rule):
             raise NoRuleError("addmm has a rule for beta=1 and alpha=1 only")
         self._names = names
         self.nonnegative = x.name in site.nonnegative
+        self._batch_dim = site.graph.batch_dim(x.name)
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
@@ -50,5 +52,19 @@ class Linear(Rule):
         x_name, weight_name, bias_name, transposed = self._names
         x, weight = given[x_name], given[weight_name]
         bias = None if bias_name is None else given.get(bias_name)
-        ctx.save(x, weight.t() if transposed else weight, bias)
+        ctx.save(x.movedim(self._batch_dim, 0), weight.t() if transposed else weight, bias)
         return super().forward(ctx, *args, **kwargs)
+
+    @override
+    def propagate(self, ctx: Context, relevance: Relevance) -> list[Relevance | None]:
+        """Sums are those of a sample, also where tokens come before samples."""
+        dim = self._batch_dim
+        if dim == 0:
+            return super().propagate(ctx, relevance)
+        values = ctx.materialise(relevance)
+        values = values.view(ctx.targets, -1, *values.shape[1:]).movedim(dim + 1, 1)
+        (state,) = super().propagate(ctx, Relevance(values.flatten(0, 1)))
+        assert state is not None
+        moved = ctx.materialise(state)
+        moved = moved.view(ctx.targets, -1, *moved.shape[1:]).movedim(1, dim + 1)
+        return [Relevance(moved.flatten(0, 1))]

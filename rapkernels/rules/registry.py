@@ -14,6 +14,8 @@ from rapkernels.rules.batch_norm import BatchNorm
 from rapkernels.rules.conv import Convolution
 from rapkernels.rules.elementwise import ACTIVATIONS, Activation, Cast, Copy, Identity
 from rapkernels.rules.linear import LINEAR_OPERATIONS, Linear
+from rapkernels.rules.mixing import Attention, Resampling, WeightedSum
+from rapkernels.rules.normalisation import NORMALISATIONS, Normalisation
 from rapkernels.rules.pool import (
     AdaptiveAveragePool,
     AdaptiveMaxPool,
@@ -21,6 +23,7 @@ from rapkernels.rules.pool import (
     MaxPool,
     Reduction,
 )
+from rapkernels.rules.product import choose_product
 from rapkernels.rules.structure import (
     BorderPad,
     Concatenation,
@@ -39,9 +42,14 @@ def _aten(names: str) -> list[str]:
     return [f"aten.{name}" + ("" if "." in name else ".default") for name in names.split()]
 
 
+def choose_linear(graph: Graph, node: Node) -> type[Rule]:
+    """A layer where a factor is a constant, else a sum with weights that depend on the input."""
+    return Linear if len(graph.activations(node)) == 1 else WeightedSum
+
+
 _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(CONVOLUTIONS, Convolution),
-    **dict.fromkeys(LINEAR_OPERATIONS, Linear),
+    **dict.fromkeys(LINEAR_OPERATIONS, choose_linear),
     **dict.fromkeys(BATCH_NORMS, BatchNorm),
     **dict.fromkeys(ACTIVATIONS, Activation),
     **dict.fromkeys(_aten("max_pool1d max_pool2d max_pool3d"), MaxPool),
@@ -58,7 +66,17 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(_aten("mean.dim sum.dim_IntList"), Reduction),
     **dict.fromkeys(_aten("add.Tensor sub.Tensor"), choose_sum),
     **dict.fromkeys(_aten("add.Scalar sub.Scalar rsub.Scalar rsub.Tensor neg"), Affine),
-    **dict.fromkeys(_aten("mul.Tensor mul.Scalar div.Tensor div.Scalar"), Affine),
+    **dict.fromkeys(_aten("mul.Tensor div.Tensor"), choose_product),
+    **dict.fromkeys(_aten("mul.Scalar div.Scalar"), Affine),
+    **dict.fromkeys(NORMALISATIONS, Normalisation),
+    **dict.fromkeys(_aten("scaled_dot_product_attention"), Attention),
+    **dict.fromkeys(_aten("bmm einsum"), WeightedSum),
+    **dict.fromkeys(
+        _aten("upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec"), Resampling
+    ),
+    **dict.fromkeys(
+        _aten("upsample_linear1d.vec upsample_bilinear2d.vec upsample_trilinear3d.vec"), Resampling
+    ),
     **dict.fromkeys(_aten("dropout feature_dropout alpha_dropout feature_alpha_dropout"), Copy),
     **dict.fromkeys(_aten("clone contiguous alias detach lift_fresh_copy"), Copy),
     **dict.fromkeys(_aten("to.dtype to.dtype_layout to.other type_as _to_copy"), Cast),
@@ -86,7 +104,7 @@ def register_rule(operation: str, rule: str | type[Rule]) -> None:
 
     Args:
         operation: its name as ``plan`` and :class:`~rapkernels.errors.UnsupportedOperationError`
-            show it, such as "aten.gelu.default".
+            show it, such as "aten.sin.default".
         rule: "identity" (element-wise: relevance passes), "structure" (moves, copies or leaves out
             entries: relevance moves back), or a subclass of :class:`Rule`. A rule that is there
             already is replaced; :func:`unregister_rule` brings it back.
@@ -99,13 +117,12 @@ def register_rule(operation: str, rule: str | type[Rule]) -> None:
     """
     if not isinstance(operation, str):
         raise ArgumentTypeError(
-            'operation must be a string such as "aten.gelu.default", '
-            f"got {type(operation).__name__}"
+            f'operation must be a string such as "aten.sin.default", got {type(operation).__name__}'
         )
     if operation.count(".") < 2 or "" in operation.split("."):
         raise ArgumentError(
             "operation must be a full name (namespace, operation and overload) such as "
-            f'"aten.gelu.default", got {operation!r}'
+            f'"aten.sin.default", got {operation!r}'
         )
     chosen: type[Rule]
     if isinstance(rule, str):

@@ -1,0 +1,110 @@
+"""Weighted sums over positions, the weights being constants: attention and resampling."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from rapkernels.graph import Graph, Node, Ref, bound_refs, map_refs
+from rapkernels.reference._shares import share, stabilized
+from rapkernels.relevance import Relevance, saturate
+from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+from rapkernels.rules.gates import opens
+from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
+
+
+class Mixing(Rule):
+    """Shares by contribution to the weighted sum, as an average does.
+
+    The sum and its transpose are the operation itself and its vector-Jacobian product, both for the
+    shares of the signal in place of the signal.
+    """
+
+    family: ClassVar[str] = "pool"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self._sharing = site.method.sharing
+        self.name = self._sharing.pool
+        carried = self.carried(site.graph, site.node)
+        if len(carried) != 1 or list(site.inputs).count(carried[0]) != 1:
+            raise NoRuleError("it mixes values that both carry relevance")
+        (self._signal,) = carried
+        self.fresh = not reads_output(site)
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        result = super().forward(ctx, *args, **kwargs)
+        ctx.save(args, kwargs, keep_for_squares(self.site, result))
+        return result
+
+    @override
+    def backward(self, ctx: Context, relevance: Relevance) -> list[Relevance | None]:
+        args, kwargs, output = ctx.saved
+        relevance = share_squares(ctx, self.site, output, relevance)
+        incoming = ctx.materialise(relevance)
+        values = dict(bound_refs((self.node.args, self.node.kwargs), (args, kwargs)))
+        x = values[self._signal]
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        weight = share(x.to(dtype), self._sharing.pool)
+        known = {
+            name: value.to(dtype) if _is_floating(value) else value
+            for name, value in values.items()
+        }
+        with torch.enable_grad():
+            leaf = weight.detach().requires_grad_()
+            whole = self._mix(known | {self._signal: leaf})
+            divisor, added = stabilized(whole.detach(), self._sharing.stabilizer)
+            met = divisor != 0
+            quotient = torch.where(met, incoming.to(dtype) / torch.where(met, divisor, 1), 0)
+            (transposed,) = torch.autograd.grad(whole, leaf, quotient)
+        if ctx.wants_absorbed:
+            taken = torch.where(met, quotient * added, incoming.to(dtype))
+            ctx.absorb(taken.to(torch.float64).flatten(1).sum(1))
+        state = Relevance(saturate(weight * transposed, x.dtype))
+        return [state if name == self._signal else None for name in self.site.inputs]
+
+    def _mix(self, known: dict[str, Any]) -> Tensor:
+        """The weighted sum of the values given for the signal."""
+        result: Tensor = self.node.call(
+            *map_refs(self.node.args, known.__getitem__),
+            **map_refs(self.node.kwargs, known.__getitem__),
+        )
+        return result
+
+
+class Resampling(Mixing):
+    """Interpolation, and other sums of one activation with weights of their own."""
+
+    @classmethod
+    @override
+    def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
+        return graph.activations(node)
+
+
+class Attention(Mixing):
+    """Scaled dot-product attention: the weights are constants, the values take the relevance."""
+
+    @classmethod
+    @override
+    def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
+        value = node.arguments.get("value")
+        return (value.name,) if isinstance(value, Ref) and graph.is_activation(value.name) else ()
+
+
+class WeightedSum(Mixing):
+    """A matrix product of attention weights, which are constants, and values."""
+
+    @classmethod
+    @override
+    def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
+        read = graph.activations(node)
+        gates = [name for name in read if opens(graph, name)]
+        return tuple(name for name in read if name not in gates) if gates else read
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()

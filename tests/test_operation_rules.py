@@ -1,0 +1,208 @@
+"""Rules of operations that are no layers, against messages written out one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import rapkernels as rk
+from tests.networks import MODERN, Function, drawn, images, network, seeded
+
+pytestmark = pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
+
+TOLERANCE = 1e-12
+Operation = Callable[[Any, Tensor], Tensor]
+
+
+def around(operation: Operation, width: int = 4, **modules: nn.Module) -> nn.Module:
+    """An operation between two linear layers; ``before`` and ``after`` are its input and output."""
+
+    def run(m: Any, x: Tensor) -> Tensor:
+        return m.fc(m.after(operation(m, m.before(m.values(x)))).flatten(1))  # type: ignore[no-any-return]
+
+    def build() -> nn.Module:
+        layers = {"values": nn.Linear(4, width), "before": nn.Dropout(), "after": nn.Dropout()}
+        return Function(run, **layers, **modules, fc=nn.LazyLinear(5))
+
+    model = build()
+    model(torch.zeros(1, 6, 4))
+    return seeded(lambda: _redrawn(model))
+
+
+def _redrawn(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def tokens() -> Tensor:
+    return drawn(3, 6, 4, seed=5, dtype=torch.float64)
+
+
+def relevances(explainer: Any, *layers: str) -> list[Tensor]:
+    _, found, report = explainer.attribute(tokens(), layers=list(layers), return_report=True)
+    assert report.worst().error.max() <= TOLERANCE
+    return [found[layer] for layer in layers]
+
+
+def shares(messages: Tensor, rule: str) -> Tensor:
+    """(outputs, inputs): how the relevance of each output goes to each input."""
+    weights = messages.abs() if rule == "absolute" else messages
+    whole = weights.sum(1, keepdim=True)
+    stabilizer = 0.0 if rule == "absolute" else 1e-6
+    return weights / (whole + torch.where(whole < 0, -stabilizer, stabilizer))
+
+
+EXPLAINERS: dict[str, Callable[[nn.Module], Any]] = {
+    "absolute": rk.RAP,
+    "ratio": lambda model: rk.LRP(model, "EpsilonPlus"),
+}
+
+
+def attention_weights(m: Any, x: Tensor) -> Tensor:
+    return torch.softmax(m.q(x) @ m.k(x).transpose(-1, -2) / 2, -1)
+
+
+def _fused(m: Any, values: Tensor) -> Tensor:
+    x = m.seen
+    return functional.scaled_dot_product_attention(m.q(x), m.k(x), values)
+
+
+def _by_hand(m: Any, values: Tensor) -> Tensor:
+    return attention_weights(m, m.seen) @ values
+
+
+def _by_batches(m: Any, values: Tensor) -> Tensor:
+    return torch.bmm(attention_weights(m, m.seen), values)
+
+
+def _by_einsum(m: Any, values: Tensor) -> Tensor:
+    return torch.einsum("nij,njc->nic", attention_weights(m, m.seen), values)
+
+
+class Attending(nn.Module):
+    """Attention whose weights come from the input itself, by one of several ways to write it."""
+
+    def __init__(self, mix: Operation) -> None:
+        super().__init__()
+        self.mix = mix
+        self.q, self.k, self.values = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.before, self.after, self.fc = nn.Dropout(), nn.Dropout(), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.__dict__["seen"] = x
+        found: Tensor = self.fc(self.after(self.mix(self, self.before(self.values(x)))).flatten(1))
+        return found
+
+
+@pytest.mark.parametrize("rule", EXPLAINERS)
+@pytest.mark.parametrize("mix", [_fused, _by_hand, _by_batches, _by_einsum])
+def test_attention(mix: Operation, rule: str) -> None:
+    model: Any = seeded(lambda: Attending(mix))
+    before, after = relevances(EXPLAINERS[rule](model), "before", "after")
+    x = tokens()
+    weights, values = attention_weights(model, x), model.values(x)
+    expected = torch.zeros_like(before)
+    for n in range(3):
+        for channel in range(4):
+            messages = weights[n] * values[n, :, channel]
+            expected[n, :, channel] = after[n, :, channel] @ shares(messages, rule)
+    torch.testing.assert_close(before, expected, rtol=0, atol=1e-12)
+
+
+def test_the_weights_of_attention_are_constants() -> None:
+    model = seeded(lambda: Attending(_fused))
+    rules = {row.module: row.rule for row in rk.RAP(model).plan(tokens()).rows}
+    assert (rules["q"], rules["k"]) == ("-", "-")
+    assert rules["values"] != "-"
+    _, layers = rk.RAP(model).attribute(tokens(), layers=["q", "values"])
+    assert not layers["q"].any()
+    assert layers["values"].any()
+
+
+@pytest.mark.parametrize("rule", EXPLAINERS)
+@pytest.mark.parametrize(
+    ("size", "mode"), [((9,), "linear"), ((4,), "linear"), ((12,), "nearest"), ((9, 5), "bilinear")]
+)
+def test_resampling(size: tuple[int, ...], mode: str, rule: str) -> None:
+    planar = len(size) == 2
+
+    def resample(_: Any, y: Tensor) -> Tensor:
+        y = y.unsqueeze(1) if planar else y.transpose(1, 2)
+        return functional.interpolate(y, size, mode=mode)
+
+    model = around(resample)
+    before, after = relevances(EXPLAINERS[rule](model), "before", "after")
+    values = model.get_submodule("values")(tokens())
+    # The matrix of the operation, an entry at a time.
+    entries = torch.eye(24, dtype=torch.float64).view(24, 6, 4)
+    matrix = resample(None, entries).flatten(1).T
+    for n in range(3):
+        messages = matrix * values[n].flatten()
+        expected = after[n].flatten() @ shares(messages, rule)
+        torch.testing.assert_close(before[n].flatten(), expected, rtol=0, atol=1e-12)
+
+
+PASSING: dict[str, Operation] = {
+    "squeeze and excitation": lambda m, y: y * torch.sigmoid(m.gate(y.mean(1, keepdim=True))),
+    "sigmoid": lambda m, y: torch.sigmoid(m.gate(y)) * y,
+    "hardsigmoid": lambda m, y: y * functional.hardsigmoid(m.gate(y)).clone(),
+    "gated linear unit": lambda m, y: functional.silu(m.gate(y)) * y,
+    "gated linear unit of gelu": lambda m, y: y * functional.gelu(m.gate(y)),
+    "silu by hand": lambda _, y: y * torch.sigmoid(y),
+    "divided": lambda m, y: y / m.gate(y).square().add(1),
+    "hardswish by hand": lambda _, y: y * functional.relu6(y + 3) / 6,
+    "layer norm": lambda m, y: m.norm(y),
+    "layer norm by hand": lambda _, y: (y - y.mean(-1, True)) * (y.var(-1, keepdim=True).rsqrt()),
+    "group norm": lambda _, y: functional.group_norm(y, 2),
+    "instance norm": lambda _, y: functional.instance_norm(y),
+    "rms norm": lambda _, y: functional.rms_norm(y, (4,)),
+    "gelu": lambda _, y: functional.gelu(y),
+    "gelu of tanh": lambda _, y: functional.gelu(y, approximate="tanh"),
+    "leaky relu": lambda _, y: functional.leaky_relu(y, 0.2),
+    "prelu": lambda m, y: functional.prelu(y, m.norm.weight[0]),
+    "softplus": lambda _, y: functional.softplus(y),
+    "tanh": lambda _, y: torch.tanh(y),
+}
+
+
+@pytest.mark.parametrize("rule", EXPLAINERS)
+@pytest.mark.parametrize("name", PASSING)
+def test_relevance_passes(name: str, rule: str) -> None:
+    model = around(PASSING[name], gate=nn.Linear(4, 4), norm=nn.LayerNorm(4))
+    before, after = relevances(EXPLAINERS[rule](model), "before", "after")
+    assert after.any()
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", EXPLAINERS)
+def test_factors_of_equal_standing_take_half_each(rule: str) -> None:
+    model = around(lambda m, y: y * m.other(m.gate(y)), gate=nn.Linear(4, 4), other=nn.Dropout())
+    after, other = relevances(EXPLAINERS[rule](model), "after", "other")
+    torch.testing.assert_close(other, after / 2, rtol=0, atol=1e-14)
+
+
+def test_a_signal_that_its_gate_repeats_sums_its_relevance() -> None:
+    model = around(
+        lambda m, y: m.mean(y.mean(1, keepdim=True)) * torch.sigmoid(m.gate(y)),
+        gate=nn.Linear(4, 4),
+        mean=nn.Dropout(),
+    )
+    after, mean = relevances(rk.RAP(model), "after", "mean")
+    torch.testing.assert_close(mean, after.sum(1, keepdim=True), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("rule", EXPLAINERS)
+@pytest.mark.parametrize("name", MODERN)
+def test_a_row_is_the_sample_alone(name: str, rule: str) -> None:
+    made, x = EXPLAINERS[rule](network(name)), images(3)
+    together = made.attribute_targets(x, [1, 4])
+    for n in range(3):
+        alone = made.attribute_targets(x[n : n + 1], [1, 4])
+        atol = 1e-12 * float(alone.abs().max())
+        torch.testing.assert_close(together[:, n : n + 1], alone, rtol=0, atol=atol)
