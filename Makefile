@@ -65,7 +65,7 @@ sanitize: build/sanitize/CMakeCache.txt ## the C++ tests under address and undef
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure
 
 # Which tests: those that run kernels. Python itself is not sanitized, so the libraries must be there before it.
-EMULATED_TESTS := $(addprefix tests/test_,ops.py op_rules.py op_targets.py equilibrium_ops.py sharing_ops.py shares.py many_targets.py unaligned.py op_errors.py \
+EMULATED_TESTS := $(addprefix tests/test_,ops.py op_rules.py op_targets.py equilibrium_ops.py sharing_ops.py shares.py unaligned.py op_errors.py \
 	conservation.py determinism.py linear_blocks.py \
 	golden_layers.py golden_networks.py emulated.py)
 test-emulated: build/emulated/CMakeCache.txt ## test the CUDA kernels on the CPU, under sanitizers (PYTEST_FLAGS=...)
