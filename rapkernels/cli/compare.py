@@ -70,16 +70,16 @@ def compare(
         label = class_label(explained, classifier.class_names)
         probability = float(logits.softmax(dim=1)[0, explained])
         score = f"logit {float(logits[0, explained]):.4g}, probability {probability:.2g}"
-        click.echo(f"{image}\n  {'class':<18} {label}\n  {'score':<18} {score}")
+        click.echo(f"{image}\n  {'class':<22} {label}\n  {'score':<18} {score}")
         panels = []
         for method in chosen:
             classes = torch.tensor([[explained, runner_up]])
             panel = _panel(method, classifier, x, classes, Settings(variant, backend))
-            click.echo(f"  {method.label:<18} {panel.detail.splitlines()[0]}")
+            click.echo(f"  {method.label:<22} {panel.detail.splitlines()[0]}")
             panels.append(panel)
         heading = f"{image.name}: {label}"
         save_figure(draw_comparison(prepared.view, heading, f"{model}\n{score}", panels), path)
-        click.echo(f"  {'written':<18} {path}")
+        click.echo(f"  {'written':<22} {path}")
 
 
 def _panel(
