@@ -7,7 +7,13 @@ from typing import Any
 from rapkernels.fusion import PADS, is_zero_pad
 from rapkernels.graph import Graph, Node, Ref
 
-_ALWAYS = {"aten.relu.default", "aten.relu6.default"}
+_ALWAYS = {
+    f"aten.{name}"
+    for name in (
+        *("relu.default", "relu6.default", "sigmoid.default", "hardsigmoid.default"),
+        *("softplus.default", "softmax.int", "_softmax.default"),
+    )
+}
 _PRESERVING_FAMILIES = {"structure", "pool"}
 _SUMS = {"aten.add.Tensor", "aten.add.Scalar"}
 _PRODUCTS = {"aten.mul.Tensor", "aten.div.Tensor", "aten.mul.Scalar", "aten.div.Scalar"}

@@ -1,0 +1,62 @@
+"""Which values are said never to be negative: a promise that rules rely on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rapkernels.capture import capture
+from rapkernels.graph import Graph, map_refs
+from rapkernels.nonnegative import nonnegative_values
+from rapkernels.rules import rule_class
+from tests.networks import NETWORKS, Function, conv, images, network, seeded
+
+pytestmark = pytest.mark.cpu_only
+
+
+def promised(graph: Graph) -> frozenset[str]:
+    classes = {
+        node.name: rule_class(graph, node)
+        for node in graph.nodes.values()
+        if node.kind == "activation"
+    }
+    families = {name: "custom" if cls is None else cls.family for name, cls in classes.items()}
+    return nonnegative_values(graph, families)
+
+
+def values_of(graph: Graph, model: nn.Module, x: Tensor) -> dict[str, Any]:
+    live: dict[str, Any] = {**graph.values(model), graph.input: x}
+    with torch.no_grad():
+        for node in graph.nodes.values():
+            live[node.name] = node.call(
+                *map_refs(node.args, live.__getitem__), **map_refs(node.kwargs, live.__getitem__)
+            )
+    return live
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_promise_is_kept(name: str) -> None:
+    model = network(name)
+    graph = capture(model, images())
+    for scale in (1.0, -30.0):
+        live = values_of(graph, model, images(4) * scale)
+        for value in promised(graph):
+            assert float(live[value].min()) >= 0
+
+
+def test_gates_keep_their_signal_from_turning_negative() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = functional.relu(m.a(x))
+        y = y * torch.sigmoid(m.b(y.mean((2, 3), keepdim=True)))
+        y = y * functional.hardsigmoid(m.b(y)) * torch.softmax(y, 1)
+        return (functional.silu(y) * m.a.bias[:, None, None]).flatten(1)
+
+    graph = capture(seeded(lambda: Function(run, a=conv(3), b=conv(4, 4, 1))), images())
+    products = [name for name, node in graph.nodes.items() if node.operation == "aten.mul.Tensor"]
+    known = promised(graph)
+    # The last one is a product with a parameter, of any sign.
+    assert [name in known for name in products] == [True, True, True, False]
