@@ -57,7 +57,8 @@ class UnsupportedOperationError(RapError, NotImplementedError):
             "the model has operations that relevance cannot be propagated through:\n"
             + "\n".join(lines)
             + f'\nregister a rule for each first, as in rapkernels.register_rule("{first}", rule), '
-            'where rule is "identity", "structure" or a subclass of rapkernels.Rule'
+            'where rule is "identity", "structure" or a subclass of rapkernels.Rule, or give the '
+            'explainer rules={"node or module path": rule}, or strict=False'
         )
 
     def __reduce__(self) -> tuple[type[UnsupportedOperationError], tuple[object, ...]]:
@@ -66,6 +67,10 @@ class UnsupportedOperationError(RapError, NotImplementedError):
 
 class NonPositiveTargetWarning(UserWarning):
     """A target's logit is not positive: its map is the inverse of a positive class's map."""
+
+
+class LinearisedWarning(UserWarning):
+    """Operations without a rule are linearised, because the caller asked for ``strict=False``."""
 
 
 class BackendWarning(UserWarning):

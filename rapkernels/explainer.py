@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from rapkernels.plan import Plan, make_plan
 from rapkernels.program import Program
 from rapkernels.report import Recorder, Report
 from rapkernels.rules.base import Method
+from rapkernels.rules.choices import RuleChoices, read_choices
 from rapkernels.targets import Target, Targets, resolve_target, resolve_targets
 from rapkernels.walker import Bounds, Walk
 
@@ -38,18 +40,35 @@ class Explainer(ABC):
     Args:
         model: the module to explain, in eval mode. It takes one tensor and returns one.
         backend: "auto" (native where built), "native" or "reference".
+        rules: rules for parts of this model, before those of the method and of
+            :func:`rapkernels.register_rule`: from the name of a node, as :meth:`plan` shows it, the
+            path of a module, or a pattern of paths such as "blocks.*.act", to "identity",
+            "structure" or a subclass of :class:`rapkernels.Rule`. The most specific wins. A path
+            stands for the operations of that module itself, but for those that move entries.
+        strict: whether a model with operations that have no rule is refused. Else such operations
+            hand back ``x * J^T (R / y)``, gradient times input over the output, with a warning:
+            what they change of the sum is counted as absorbed.
 
     Raises:
-        ArgumentTypeError: ``model`` is not a module.
-        ArgumentError: ``backend`` is not known.
+        ArgumentTypeError: ``model`` is not a module, or ``rules`` no dict of rules.
+        ArgumentError: ``backend`` or the name of a rule is not known. A key of ``rules`` that names
+            nothing is found at the first call.
         BackendError: the native backend is asked for and not built.
     """
 
-    def __init__(self, model: nn.Module, backend: Backend = "auto") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        backend: Backend = "auto",
+        rules: RuleChoices | None = None,
+        strict: bool = True,
+    ) -> None:
         checks.check_model(model)
         check_backend(backend)
         self.model = model
         self.backend = backend
+        self.rules = read_choices(rules)
+        self.strict = bool(strict)
         resolve_backend(backend)
 
     # What a method is.
@@ -192,7 +211,8 @@ class Explainer(ABC):
         self, x: Tensor, findings: Findings, end: Callable[[Graph], str | None]
     ) -> Program:
         like = calls.like_for_export(self.model, x, findings)
-        return cache_of(self.model).program(self.model, like, self._method(), end)
+        method = replace(self._method(), chosen=self.rules, strict=self.strict)
+        return cache_of(self.model).program(self.model, like, method, end)
 
     def _walk(self, program: Program, x: Tensor, recorder: Recorder | None = None) -> Walk:
         values = program.graph.values(self.model)

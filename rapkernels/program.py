@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rapkernels.channels import channel_dims
-from rapkernels.errors import UnsupportedNode, UnsupportedOperationError
+from rapkernels.errors import LinearisedWarning, UnsupportedNode, UnsupportedOperationError
+from rapkernels.findings import warn
 from rapkernels.fusion import fuse
 from rapkernels.graph import Graph, Node, refs
 from rapkernels.nonnegative import nonnegative_values
 from rapkernels.roles import Roles, find_roles
 from rapkernels.rules.base import Method, NoRuleError, Role, Rule, Site
+from rapkernels.rules.choices import with_choices
+from rapkernels.rules.linearised import Linearised
 from rapkernels.rules.registry import rule_class
 
 
@@ -67,7 +71,11 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
     """
     end = graph.output if end is None else end
     head = graph.ancestors(end)
-    known = {node.name: rule_class(graph, node) for node in graph.nodes.values() if _active(node)}
+    known = with_choices(
+        graph,
+        method.chosen,
+        {node.name: rule_class(graph, node) for node in graph.nodes.values() if _active(node)},
+    )
     families = {name: "custom" if cls is None else cls.family for name, cls in known.items()}
     reached = _reached(graph, end, known)
     classes = {name: cls for name, cls in known.items() if name in reached}
@@ -89,17 +97,29 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
             rules[name] = cls.at(site)
         except NoRuleError as error:
             unsupported.append(UnsupportedNode(name, node.operation, node.module, str(error)))
+            rules[name] = Linearised(site)
     for name in known.keys() - head:
         node = graph.nodes[name]
         if node.operation == "aten.as_strided.default":
             reason = "it reads memory in the layout of the export, which values need not have here"
             unsupported.append(UnsupportedNode(name, node.operation, node.module, reason))
-    if unsupported:
+    if unsupported and (method.strict or _as_strided(unsupported)):
         raise UnsupportedOperationError(unsupported)
+    if unsupported:
+        operations = ", ".join(dict.fromkeys(node.operation for node in unsupported))
+        warn(
+            "operations without a rule hand relevance back as gradient times input over their "
+            f"output (strict=False): {operations}",
+            LinearisedWarning,
+        )
     steps = _steps(graph, rules, roles)
     names = [step.node.name for step in steps]
     length = names.index(end) + 1 if end in names else 0
     return Program(graph, steps, roles, end, length, channels)
+
+
+def _as_strided(nodes: Sequence[UnsupportedNode]) -> bool:
+    return any(node.operation == "aten.as_strided.default" for node in nodes)
 
 
 def _reached(graph: Graph, end: str, classes: dict[str, type[Rule] | None]) -> set[str]:

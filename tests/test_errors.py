@@ -455,7 +455,8 @@ def test_operations_without_a_rule_are_all_named() -> None:
             "  cumsum: aten.cumsum.default in module '(root)': no rule for this operation\n"
             "register a rule for each first, as in "
             'rapkernels.register_rule("aten.sin.default", rule), '
-            'where rule is "identity", "structure" or a subclass of rapkernels.Rule'
+            'where rule is "identity", "structure" or a subclass of rapkernels.Rule, or give the '
+            'explainer rules={"node or module path": rule}, or strict=False'
         )
     again = pickle.loads(pickle.dumps(caught.value))
     assert again.nodes == caught.value.nodes

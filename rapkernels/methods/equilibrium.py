@@ -15,6 +15,7 @@ from rapkernels.graph import Graph
 from rapkernels.methods.layer import check_layer, gradients
 from rapkernels.relevance import sample_view, saturate
 from rapkernels.rules.base import Method, Sharing
+from rapkernels.rules.choices import RuleChoices
 from rapkernels.rules.equilibrium import choose_equilibrium
 from rapkernels.start_layer import find_start
 from rapkernels.walker import Walk
@@ -48,6 +49,8 @@ class AttributionEquilibrium(Explainer):
         ratio: weight r of the positive part; the published values are from 1 to 2. The larger, the
             more of the map is positive.
         backend: "auto" (native where built), "native" or "reference".
+        rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
+        strict: whether operations without a rule are refused, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, ``layer`` not a string or ``ratio`` not a
@@ -63,8 +66,10 @@ class AttributionEquilibrium(Explainer):
         layer: str | None = None,
         ratio: float = 2.0,
         backend: Backend = "auto",
+        rules: RuleChoices | None = None,
+        strict: bool = True,
     ) -> None:
-        super().__init__(model, backend)
+        super().__init__(model, backend, rules, strict)
         check_layer(layer)
         checks.check_finite_number("ratio", ratio)
         self.layer = layer

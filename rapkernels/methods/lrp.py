@@ -11,6 +11,7 @@ from rapkernels.composites import COMPOSITES, Composite
 from rapkernels.errors import ArgumentTypeError
 from rapkernels.methods.output import OutputExplainer
 from rapkernels.rules.base import Method, Sharing
+from rapkernels.rules.choices import RuleChoices
 from rapkernels.rules.lrp import choose_lrp
 
 
@@ -30,6 +31,8 @@ class LRP(OutputExplainer):
             "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat", "EpsilonGammaBox", "GradientTimesInput"
             or a :class:`rapkernels.composites.Composite`.
         backend: "auto" (native where built), "native" or "reference".
+        rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
+        strict: whether operations without a rule are refused, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``composite`` neither a name nor a
@@ -43,8 +46,10 @@ class LRP(OutputExplainer):
         model: nn.Module,
         composite: str | Composite = "EpsilonPlusFlat",
         backend: Backend = "auto",
+        rules: RuleChoices | None = None,
+        strict: bool = True,
     ) -> None:
-        super().__init__(model, backend)
+        super().__init__(model, backend, rules, strict)
         if isinstance(composite, str):
             checks.check_choice("composite", composite, COMPOSITES)
             composite = COMPOSITES[composite]()

@@ -12,6 +12,7 @@ from rapkernels.backends import Backend
 from rapkernels.findings import Findings
 from rapkernels.methods.output import OutputExplainer
 from rapkernels.rules.base import Method, Sharing
+from rapkernels.rules.choices import RuleChoices
 from rapkernels.rules.rap import choose_rap
 from rapkernels.variants import VARIANTS
 from rapkernels.walker import Bounds
@@ -34,6 +35,8 @@ class RAP(OutputExplainer):
             layer's rule (Eq. 10): numbers, or tensors that broadcast to ``x``. None takes each
             sample's own.
         backend: "auto" (native where built), "native" or "reference".
+        rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
+        strict: whether operations without a rule are refused, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``bounds`` is not a pair of numbers or
@@ -48,11 +51,13 @@ class RAP(OutputExplainer):
         variant: VariantName = "default",
         bounds: tuple[Bound, Bound] | None = None,
         backend: Backend = "auto",
+        rules: RuleChoices | None = None,
+        strict: bool = True,
     ) -> None:
         checks.check_model(model)
         checks.check_choice("variant", variant, VARIANTS)
         checks.check_bounds_form(bounds)
-        super().__init__(model, backend)
+        super().__init__(model, backend, rules, strict)
         self.variant = variant
         self.bounds = bounds
 

@@ -19,6 +19,7 @@ from rapkernels.graph import Graph
 from rapkernels.methods.layer import check_layer, gradients
 from rapkernels.relevance import sample_view, saturate
 from rapkernels.rules.base import Method, Sharing
+from rapkernels.rules.choices import RuleChoices
 from rapkernels.rules.sharing_ratio import choose_sharing_ratio
 from rapkernels.start_layer import find_start
 from rapkernels.walker import Walk
@@ -56,6 +57,8 @@ class SharingRatio(Explainer):
             pooling and a linear layer sums to the logit less its bias; or "normalised", the same
             divided by the logit.
         backend: "auto" (native where built), "native" or "reference".
+        rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
+        strict: whether operations without a rule are refused, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module or ``layer`` not a string.
@@ -70,8 +73,10 @@ class SharingRatio(Explainer):
         layer: str | None = None,
         start: StartForm = "gradient",
         backend: Backend = "auto",
+        rules: RuleChoices | None = None,
+        strict: bool = True,
     ) -> None:
-        super().__init__(model, backend)
+        super().__init__(model, backend, rules, strict)
         check_layer(layer)
         checks.check_choice("start", start, STARTS)
         self.layer = layer

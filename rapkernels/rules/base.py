@@ -55,6 +55,8 @@ class Method:
         sharing: how pools and sums share.
         fold_batch_norm: whether a BatchNorm becomes part of the convolution before it.
         drop_at_zero: whether BatchNorm and concatenation drop relevance where their input is 0.
+        chosen: what the caller chose: (node, module path or pattern of paths, class of the rule).
+        strict: whether operations without a rule are refused; else they are linearised.
     """
 
     name: str
@@ -63,6 +65,8 @@ class Method:
     sharing: Sharing = Sharing()
     fold_batch_norm: bool = True
     drop_at_zero: bool = False
+    chosen: tuple[tuple[str, type[Rule]], ...] = ()
+    strict: bool = True
 
 
 @dataclass(frozen=True)

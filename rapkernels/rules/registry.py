@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.fusion import BATCH_NORMS, CONVOLUTIONS
@@ -124,19 +125,25 @@ def register_rule(operation: str, rule: str | type[Rule]) -> None:
             "operation must be a full name (namespace, operation and overload) such as "
             f'"aten.sin.default", got {operation!r}'
         )
-    chosen: type[Rule]
+    _change(operation, named_rule("rule", rule))
+
+
+def named_rule(argument: str, rule: Any) -> type[Rule]:
+    """The class of a rule that is given by its name or as the class itself.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: it is neither; the message names ``argument``.
+    """
     if isinstance(rule, str):
         if rule not in NAMED:
             names = " or ".join(f'"{name}"' for name in NAMED)
-            raise ArgumentError(f"rule must be {names} or a subclass of Rule, got {rule!r}")
-        chosen = NAMED[rule]
-    elif isinstance(rule, type) and issubclass(rule, Rule):
-        chosen = rule
-    else:
-        raise ArgumentTypeError(
-            f"rule must be a name or a subclass of Rule, got {type(rule).__name__}"
-        )
-    _change(operation, chosen)
+            raise ArgumentError(f"{argument} must be {names} or a subclass of Rule, got {rule!r}")
+        return NAMED[rule]
+    if isinstance(rule, type) and issubclass(rule, Rule):
+        return rule
+    raise ArgumentTypeError(
+        f"{argument} must be a name or a subclass of Rule, got {type(rule).__name__}"
+    )
 
 
 def unregister_rule(operation: str) -> None:
