@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,39 +13,27 @@ import rapkernels as rk
 from rapkernels import reference
 from rapkernels.errors import ArgumentError, ArgumentTypeError, NonPositiveTargetWarning
 from rapkernels.explainer import Explainer
+from tests.explainers import WALKERS, explainer
 from tests.networks import NETWORKS, images, network
 
-METHODS: dict[str, Callable[..., Explainer]] = {
-    "rap": rk.RAP,
-    "rap author": functools.partial(rk.RAP, variant="author"),
-    "equilibrium": rk.AttributionEquilibrium,
-    "sharing_ratio": rk.SharingRatio,
-    **{
-        composite: functools.partial(rk.LRP, composite=composite)
-        for composite in ("EpsilonPlusFlat", "EpsilonAlpha2Beta1", "EpsilonGammaBox")
-    },
-}
-# No activation function after a convolution: nothing to start from.
-WITHOUT_START = {"sliced", "affine", "sequence", "moved", "matmul", "linear alone"}
+METHODS = [*WALKERS, "rap author"]
 TARGETS = [[1, 0, 3], [2, 3, 3]]
 
 
-def cases() -> list[tuple[str, str]]:
-    return [
-        (name, method)
-        for name in NETWORKS
-        for method in METHODS
-        if not (name in WITHOUT_START and method in ("equilibrium", "sharing_ratio"))
-    ]
+def explain(method: str, name: str, backend: Any) -> Explainer:
+    if method == "rap author":
+        return rk.RAP(network(name), "author", backend=backend)
+    return explainer(method, network(name), name, backend=backend)  # type: ignore[no-any-return]
 
 
 @pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
-@pytest.mark.parametrize(("name", "method"), cases())
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("method", METHODS)
 def test_equal_separate_calls(name: str, method: str, backend: Any) -> None:
-    explainer, x = METHODS[method](network(name), backend=backend), images()
-    together = explainer.attribute_targets(x, TARGETS)
+    made, x = explain(method, name, backend), images()
+    together = made.attribute_targets(x, TARGETS)
     for t, target in enumerate(zip(*TARGETS, strict=True)):
-        alone = explainer.attribute(x, list(target))
+        alone = made.attribute(x, list(target))
         assert together[t].shape == alone.shape
         scale = float(alone.abs().amax())
         torch.testing.assert_close(together[t], alone, rtol=0, atol=1e-9 * scale)
@@ -96,12 +82,12 @@ def test_index_tuples_of_outputs_with_positions(backend: Any) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_layers(method: str, backend: Any) -> None:
-    explainer, x = METHODS[method](network("residual"), backend=backend), images()
-    maps, layers = explainer.attribute_targets(x, TARGETS, ["a", "bn"])
+    made, x = explain(method, "residual", backend), images()
+    maps, layers = made.attribute_targets(x, TARGETS, ["a", "bn"])
     assert maps.shape[:2] == (3, 2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NonPositiveTargetWarning)
-        _, alone = explainer.attribute(x, [0, 3], layers=["a", "bn"])
+        _, alone = made.attribute(x, [0, 3], layers=["a", "bn"])
     for path in ("a", "bn"):
         assert layers[path].shape == (3, *alone[path].shape)
         torch.testing.assert_close(layers[path][1], alone[path])
@@ -128,10 +114,10 @@ def test_the_split_forward_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_empty_batch(backend: Any) -> None:
-    for make in METHODS.values():
-        explainer = make(network("residual"), backend=backend)
-        maps = explainer.attribute_targets(images(0), [1, 2, 3])
-        assert maps.shape == (3, *explainer.attribute(images(0), 1).shape)
+    for method in METHODS:
+        made = explain(method, "residual", backend)
+        maps = made.attribute_targets(images(0), [1, 2, 3])
+        assert maps.shape == (3, *made.attribute(images(0), 1).shape)
 
 
 def test_no_warning_of_losing_classes(recwarn: pytest.WarningsRecorder) -> None:
