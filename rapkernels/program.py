@@ -70,7 +70,6 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
         UnsupportedOperationError: some operations have no rule; it lists all of them.
     """
     end = graph.output if end is None else end
-    head = graph.ancestors(end)
     known = with_choices(
         graph,
         method.chosen,
@@ -98,7 +97,7 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
         except NoRuleError as error:
             unsupported.append(UnsupportedNode(name, node.operation, node.module, str(error)))
             rules[name] = Linearised(site)
-    for name in known.keys() - head:
+    for name in known.keys() - reached:
         node = graph.nodes[name]
         if node.operation == "aten.as_strided.default":
             reason = "it reads memory in the layout of the export, which values need not have here"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import rapkernels as rk
+from rapkernels.errors import UnsupportedOperationError
 from tests.networks import MODERN, Function, drawn, images, network, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
@@ -206,3 +207,12 @@ def test_a_row_is_the_sample_alone(name: str, rule: str) -> None:
         alone = made.attribute_targets(x[n : n + 1], [1, 4])
         atol = 1e-12 * float(alone.abs().max())
         torch.testing.assert_close(together[:, n : n + 1], alone, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_gate_must_not_depend_on_the_memory_layout(strict: bool) -> None:
+    def gated(_: Any, y: Tensor) -> Tensor:
+        return y * torch.sigmoid(torch.as_strided(y, (y.shape[0], 1, 4), (24, 4, 1)))
+
+    with pytest.raises(UnsupportedOperationError, match="memory in the layout of the export"):
+        rk.RAP(around(gated), strict=strict).attribute(tokens())

@@ -70,7 +70,7 @@ def compare(
         label = class_label(explained, classifier.class_names)
         probability = float(logits.softmax(dim=1)[0, explained])
         score = f"logit {float(logits[0, explained]):.4g}, probability {probability:.2g}"
-        click.echo(f"{image}\n  {'class':<22} {label}\n  {'score':<18} {score}")
+        click.echo(f"{image}\n  {'class':<22} {label}\n  {'score':<22} {score}")
         panels = []
         for method in chosen:
             classes = torch.tensor([[explained, runner_up]])
