@@ -13,7 +13,7 @@ from rapkernels import calls, checks
 from rapkernels.cache import cache_of
 from rapkernels.errors import UnsupportedNode, UnsupportedOperationError
 from rapkernels.findings import Findings
-from rapkernels.graph import Graph, Node, map_refs
+from rapkernels.graph import Graph, Node
 from rapkernels.rules.pool import AdaptiveMaxPool, MaxPool
 from rapkernels.rules.registry import rule_class
 
@@ -71,7 +71,7 @@ def activation_pattern_prediction(model: nn.Module, x: Tensor, constant: float =
         probe = {**known, graph.input: torch.full_like(x, constant)}
         for node in graph.nodes.values():
             if node.kind != "activation":
-                actual[node.name] = probe[node.name] = _call(node, actual)
+                actual[node.name] = probe[node.name] = node.run(actual)
                 continue
             actual[node.name], probe[node.name] = _step(graph, node, actual, probe)
         findings.settle()
@@ -90,12 +90,12 @@ def _step(
         value, winners = _pool(node, actual[source], cls is AdaptiveMaxPool)
         chosen = probe[source].flatten(2).gather(2, winners.flatten(2))
         return value, chosen.view(winners.shape)
-    value = _call(node, actual)
+    value = node.run(actual)
     if cls.family == "activation":
         before: Tensor = actual[source]
         pattern = torch.where(before != 0, value / before, torch.zeros_like(before))
         return value, probe[source] * pattern
-    return value, _call(node, probe)
+    return value, node.run(probe)
 
 
 def _pool(node: Node, x: Tensor, adaptive: bool) -> tuple[Tensor, Tensor]:
@@ -109,12 +109,6 @@ def _pool(node: Node, x: Tensor, adaptive: bool) -> tuple[Tensor, Tensor]:
         arguments["padding"],
         arguments["dilation"],
         arguments["ceil_mode"],
-    )
-
-
-def _call(node: Node, live: Mapping[str, Any]) -> Any:
-    return node.call(
-        *map_refs(node.args, live.__getitem__), **map_refs(node.kwargs, live.__getitem__)
     )
 
 

@@ -100,6 +100,11 @@ class Node:
         result = self.target(*args, **kwargs)
         return result if self.index is None else result[self.index]
 
+    def run(self, values: Mapping[str, Any]) -> Any:
+        """Run the operation with a value for each :class:`Ref` in its arguments."""
+        args = map_refs(self.args, values.__getitem__)
+        return self.call(*args, **map_refs(self.kwargs, values.__getitem__))
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:

@@ -181,8 +181,8 @@ def _copied_from_inference(value: Any) -> Any:
 
 
 def _run(step: Step, context: Context, live: Mapping[str, Any]) -> Any:
+    if step.rule is None:
+        return step.node.run(live)
     args = map_refs(step.node.args, live.__getitem__)
     kwargs = map_refs(step.node.kwargs, live.__getitem__)
-    if step.rule is None:
-        return step.node.call(*args, **kwargs)
     return step.rule.forward(context, *args, **kwargs)

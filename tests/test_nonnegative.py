@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rapkernels.capture import capture
-from rapkernels.graph import Graph, map_refs
+from rapkernels.graph import Graph
 from rapkernels.nonnegative import nonnegative_values
 from rapkernels.rules import rule_class
 from tests.networks import NETWORKS, Function, conv, images, network, seeded
@@ -32,9 +32,7 @@ def values_of(graph: Graph, model: nn.Module, x: Tensor) -> dict[str, Any]:
     live: dict[str, Any] = {**graph.values(model), graph.input: x}
     with torch.no_grad():
         for node in graph.nodes.values():
-            live[node.name] = node.call(
-                *map_refs(node.args, live.__getitem__), **map_refs(node.kwargs, live.__getitem__)
-            )
+            live[node.name] = node.run(live)
     return live
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from rapkernels.graph import bound_refs, map_refs
+from rapkernels.graph import bound_refs
 from rapkernels.relevance import Relevance, saturate
 from rapkernels.rules.base import Context, Rule
 from rapkernels.rules.structure import absorb_difference
@@ -37,11 +37,7 @@ class Linearised(Rule):
         names = list(dict.fromkeys(self.site.inputs))
         with torch.enable_grad():
             leaves = {name: values[name].detach().requires_grad_() for name in names}
-            known = values | leaves
-            output: Tensor = self.node.call(
-                *map_refs(self.node.args, known.__getitem__),
-                **map_refs(self.node.kwargs, known.__getitem__),
-            )
+            output: Tensor = self.node.run(values | leaves)
             y = output.detach()
             met = y != 0
             quotient = saturate(torch.where(met, incoming / torch.where(met, y, 1), 0), y.dtype)

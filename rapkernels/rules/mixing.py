@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from rapkernels.graph import Graph, Node, Ref, bound_refs, map_refs
+from rapkernels.graph import Graph, Node, Ref, bound_refs
 from rapkernels.reference._shares import share, stabilized
 from rapkernels.relevance import Relevance, saturate
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
@@ -56,7 +56,7 @@ class Mixing(Rule):
         }
         with torch.enable_grad():
             leaf = weight.detach().requires_grad_()
-            whole = self._mix(known | {self._signal: leaf})
+            whole: Tensor = self.node.run(known | {self._signal: leaf})
             divisor, added = stabilized(whole.detach(), self._sharing.stabilizer)
             met = divisor != 0
             quotient = torch.where(met, incoming.to(dtype) / torch.where(met, divisor, 1), 0)
@@ -66,14 +66,6 @@ class Mixing(Rule):
             ctx.absorb(taken.to(torch.float64).flatten(1).sum(1))
         state = Relevance(saturate(weight * transposed, x.dtype))
         return [state if name == self._signal else None for name in self.site.inputs]
-
-    def _mix(self, known: dict[str, Any]) -> Tensor:
-        """The weighted sum of the values given for the signal."""
-        result: Tensor = self.node.call(
-            *map_refs(self.node.args, known.__getitem__),
-            **map_refs(self.node.kwargs, known.__getitem__),
-        )
-        return result
 
 
 class Resampling(Mixing):

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from rapkernels.fusion import pad_amounts
-from rapkernels.graph import bound_refs, map_refs, refs
+from rapkernels.graph import bound_refs, refs
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, Rule, Site
 from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
@@ -75,11 +75,7 @@ class Structure(Rule):
                 ).requires_grad_()
                 for name in names
             }
-            known = values | leaves
-            result = self.node.call(
-                *map_refs(self.node.args, known.__getitem__),
-                **map_refs(self.node.kwargs, known.__getitem__),
-            )
+            result = self.node.run(values | leaves)
         return torch.autograd.grad(result, list(leaves.values()), moved, materialize_grads=True)
 
 
