@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, TensorArgument
 
+from rapkernels.decompose import decompose
 from rapkernels.errors import ArgumentError, ExportError
 from rapkernels.export_threads import prepare_export
 from rapkernels.functionalise import functionalise
@@ -49,6 +50,7 @@ def capture(module: torch.nn.Module, x: Tensor) -> Graph:
         warnings.simplefilter("ignore")
         prepare_export()
         program, graph, names = functionalise(_export(_double(module), x))
+        decompose(graph)
     return _convert(module, program, graph, names)
 
 
@@ -148,7 +150,7 @@ def _convert(
     ):
         raise ArgumentError(
             f"model must compute its output from x, but {type(module).__name__} "
-            "returns a tensor that does not depend on x"
+            "returns a tensor that does not depend on x, or by integers alone"
         )
     return Graph(
         nodes=nodes,
@@ -197,12 +199,17 @@ def _nodes(
         if (
             any(other.name in active for other in source.all_input_nodes)
             and str(source.target) not in _READS_SHAPE
-            and (isinstance(node.meta.get("val"), Tensor) or _is_sequence(node))
+            and (_is_continuous(node.meta.get("val")) or _is_sequence(node))
         ):
             kind = "activation"
             active.add(node.name)
         nodes[node.name] = _node(node, source, kind)
     return nodes
+
+
+def _is_continuous(value: Any) -> bool:
+    """Masks and indices choose and count: they are constants to relevance."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _needed(fx_graph: fx.Graph, output_name: str) -> set[fx.Node]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rapkernels.graph import Graph, Node
 
 _FLATTENING = {"aten.flatten.using_ints", "aten.view.default", "aten.reshape.default"}
+_READS_PLACES = {"aten.grid_sampler.default"}
 
 
 def channel_dims(graph: Graph, families: Mapping[str, str]) -> dict[str, int]:
@@ -37,6 +38,8 @@ def _channel_dim(graph: Graph, node: Node, family: str, known: Mapping[str, int]
     if family == "linear":
         return rank - 1
     sources = [known.get(name) for name in graph.activations(node)]
+    if node.operation in _READS_PLACES:
+        del sources[1:]
     if None in sources or len(set(sources)) != 1:
         return None
     source = sources[0]

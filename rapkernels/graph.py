@@ -73,8 +73,8 @@ class Node:
         kwargs: keyword arguments, likewise.
         arguments: all arguments by the names of the operation's schema, defaults filled in.
         modules: paths of the modules whose forward it belongs to, outermost ("") first.
-        kind: "activation" if the value is a tensor that depends on the input's values, else
-            "constant".
+        kind: "activation" if the value is a floating-point tensor that depends on the input's
+            values, else "constant".
         shape: shape of the value; a dimension that depends on the batch size is an expression.
         index: which element of the operation's result the value is, None for the whole result.
     """
@@ -137,7 +137,7 @@ class Graph:
         object.__setattr__(self, "users", users)
 
     def is_activation(self, name: str) -> bool:
-        """Whether a name stands for the input or a tensor that depends on its values."""
+        """Whether a name stands for the input or a value that depends on its values."""
         return name == self.input or (name in self.nodes and self.nodes[name].kind == "activation")
 
     def activations(self, node: Node) -> tuple[str, ...]:

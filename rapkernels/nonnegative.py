@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from rapkernels.fusion import PADS, is_zero_pad
-from rapkernels.graph import Graph, Node, Ref
+from rapkernels.graph import Graph, Node, Ref, refs
 
 _ALWAYS = {
     f"aten.{name}"
     for name in (
         *("relu.default", "relu6.default", "sigmoid.default", "hardsigmoid.default"),
         *("softplus.default", "softmax.int", "_softmax.default"),
+        *("abs.default", "square.default", "exp.default"),
     )
 }
 _PRESERVING_FAMILIES = {"structure", "pool"}
+_CHOICES = {"mask", "condition", "index", "indices"}
+_FILLING = {
+    f"aten.{name}"
+    for name in ("masked_fill.Scalar", "where.self", "where.ScalarOther", "where.ScalarSelf")
+}
 _SUMS = {"aten.add.Tensor", "aten.add.Scalar"}
 _PRODUCTS = {"aten.mul.Tensor", "aten.div.Tensor", "aten.mul.Scalar", "aten.div.Scalar"}
 
@@ -47,7 +53,24 @@ def _is_nonnegative(graph: Graph, node: Node, family: str, known: set[str]) -> b
         return inputs_are and all(
             _is_nonnegative_operand(graph, arguments.get(name, 0)) for name in ("other", "alpha")
         )
+    if family == "structure":
+        return inputs_are and _are_nonnegative_entries(graph, node)
     return inputs_are and family in _PRESERVING_FAMILIES
+
+
+def _are_nonnegative_entries(graph: Graph, node: Node) -> bool:
+    """Whether what a structure's output holds beside activations is not negative either.
+
+    Constants may be anything; masks and indices choose entries and are none, and neither are sizes.
+    """
+    for name, value in node.arguments.items():
+        if name in _CHOICES:
+            continue
+        if any(graph.shape_of(ref) and not graph.is_activation(ref) for ref in refs(value)):
+            return False
+        if node.operation in _FILLING and isinstance(value, int | float) and value < 0:
+            return False
+    return True
 
 
 def _is_nonnegative_operand(graph: Graph, value: Any) -> bool:

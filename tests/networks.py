@@ -177,6 +177,8 @@ MODERN: dict[str, Callable[[], nn.Module]] = {
     "multiheaded": lambda: Function(modern.multiheaded, **modern.modules_of_multiheaded()),
     "windowed": lambda: Function(modern.windowed, **modern.modules_of_windowed()),
     "normalised": lambda: Function(modern.normalised, **modern.modules_of_normalised()),
+    "decoded": lambda: Function(modern.decoded, **modern.modules_of_decoded()),
+    "chosen": lambda: Function(modern.chosen, **modern.modules_of_chosen()),
 }
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "residual": lambda: Function(_residual, a=conv(3), bn=norm(), b=conv(), fc=nn.Linear(144, 5)),

@@ -69,6 +69,43 @@ def normalised(m: Any, x: Tensor) -> Tensor:
     return m.fc(functional.prelu(y.permute(0, 3, 1, 2), m.slope.weight[0]).mean((2, 3)))
 
 
+def decoded(m: Any, x: Tensor) -> Tensor:
+    """An encoder and a decoder: transposed convolutions, and resizing of other kinds."""
+    y = functional.relu(m.a(functional.interpolate(x, scale_factor=1.5, mode="bicubic")))
+    y = functional.relu(m.norm(m.up(functional.max_pool2d(y, 2))))
+    y = functional.glu(m.wide(y), 1)
+    places = torch.tanh(m.places(y)).permute(0, 2, 3, 1)
+    y = y + functional.grid_sample(y, places, align_corners=False)
+    y = functional.interpolate(y, (7, 5), mode="bicubic", align_corners=True)
+    y = functional.relu(m.back(functional.interpolate(y, (4, 4), mode="nearest-exact")))
+    y = functional.avg_pool2d(y, 50, ceil_mode=True)
+    return torch.addcmul(m.fc.bias, m.fc.weight[:, 0], m.fc(y.flatten(1)))
+
+
+def chosen(m: Any, x: Tensor) -> Tensor:
+    """What picks entries: by constants, by values, the largest and the smallest."""
+    y = m.a(x)
+    y = torch.where(y > 0, y, 0.1 * functional.relu(m.b(y)))
+    y = torch.maximum(y, m.c(y).masked_fill(y > 1, 0.5)) + torch.minimum(y, y.abs())
+    y = y[:, [0, 3, 3, 1], ::2]
+    y = y.gather(3, y.argsort(3)) + y.square().tril(1).reshape_as(y)
+    rows = functional.unfold(y, (1, 2)).unflatten(1, (4, 2)).amax(2)
+    first = torch.stack([m.fc(rows.max(2)[0]), m.fc(rows.min(2)[0])])
+    return first.mean(0)
+
+
+def modules_of_decoded() -> dict[str, nn.Module]:
+    layers: dict[str, nn.Module] = {"a": nn.Conv2d(3, 4, 3), "wide": nn.Conv2d(6, 8, 1)}
+    layers |= {"up": nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2), "norm": nn.BatchNorm2d(6)}
+    layers |= {"places": nn.Conv2d(4, 2, 1), "fc": nn.Linear(4, 5)}
+    return layers | {"back": nn.ConvTranspose2d(4, 4, (2, 3), padding=(1, 0), dilation=2)}
+
+
+def modules_of_chosen() -> dict[str, nn.Module]:
+    layers: dict[str, nn.Module] = {"a": nn.Conv2d(3, 4, 3, padding=1)}
+    return layers | {"b": nn.Conv2d(4, 4, 1), "c": nn.Conv2d(4, 4, 1), "fc": nn.Linear(4, 5)}
+
+
 def modules_of_attended() -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {name: nn.LayerNorm(4) for name in ("first", "second", "last")}
     layers |= {name: nn.Linear(4, 6) for name in ("up", "gate")}

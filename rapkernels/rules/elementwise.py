@@ -72,12 +72,6 @@ class Cast(Identity):
     name = "cast"
     family: ClassVar[str] = "structure"
 
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        dtype = site.node.arguments.get("dtype")
-        if dtype is not None and not dtype.is_floating_point:
-            raise NoRuleError(f"it converts to {dtype}, which carries no relevance")
-
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         ctx.save(args[0].dtype)
@@ -103,7 +97,12 @@ _IN_PLACE = {
     )
 }
 _OTHERS = (
-    *("prelu", "softplus", "softshrink", "hardshrink", "log_sigmoid"),
-    *("clamp", "clamp_min", "clamp_max"),
+    *("prelu", "softplus", "softshrink", "hardshrink", "log_sigmoid", "rrelu"),
+    *("clamp", "clamp_min", "clamp_max", "abs", "square", "exp", "expm1", "log", "log1p"),
+    *("sqrt", "erf", "atan", "asinh", "special_expit"),
 )
-ACTIVATIONS = (*_IN_PLACE, *(f"aten.{name}.default" for name in _OTHERS))
+ACTIVATIONS = (
+    *_IN_PLACE,
+    *(f"aten.{name}.default" for name in _OTHERS),
+    "aten.pow.Tensor_Scalar",
+)

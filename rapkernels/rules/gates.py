@@ -6,6 +6,7 @@ excitation, of attention, of a gated linear unit.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -45,6 +46,8 @@ _TRANSPARENT = {
         *("upsample_bilinear2d.vec", "pad.default", "constant_pad_nd.default"),
     )
 }
+# Attention with talking heads mixes its weights by a layer over the heads.
+_MIXES = {"aten.linear.default", "aten.conv2d.default", "aten.convolution.default"}
 _AFFINE = {"aten.mul.Tensor", "aten.div.Tensor", "aten.add.Tensor", "aten.sub.Tensor"}
 
 
@@ -101,6 +104,11 @@ def opens(graph: Graph, name: str) -> bool:
     return _origin(graph, name) in _OPENINGS
 
 
+def weighs(graph: Graph, name: str) -> bool:
+    """Whether a value is that of a sigmoid or softmax, also where layers mixed its channels."""
+    return _origin(graph, name, _MIXES) in _OPENINGS
+
+
 def bends(graph: Graph, name: str) -> bool:
     """Whether a value is that of a nonlinearity, up to structure and constants."""
     return _origin(graph, name) in _NONLINEAR
@@ -111,11 +119,12 @@ def spreads(graph: Graph, name: str, node: Node) -> bool:
     return graph.shape_of(name) != node.shape
 
 
-def _origin(graph: Graph, name: str) -> str:
+def _origin(graph: Graph, name: str, more: Collection[str] = ()) -> str:
+    through = _TRANSPARENT | _AFFINE | set(more)
     while name in graph.nodes:
         node = graph.nodes[name]
         read = graph.activations(node)
-        passes = node.operation in _TRANSPARENT or node.operation in _AFFINE
+        passes = node.operation in through
         if not passes or len(read) != 1:
             return node.operation
         (name,) = read

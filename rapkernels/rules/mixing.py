@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from rapkernels.graph import Graph, Node, Ref, bound_refs
+from rapkernels.graph import Graph, Node, Ref, bound_refs, map_refs
 from rapkernels.reference._shares import share, stabilized
 from rapkernels.relevance import Relevance, saturate
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
-from rapkernels.rules.gates import opens
+from rapkernels.rules.gates import weighs
 from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
 
@@ -56,7 +56,7 @@ class Mixing(Rule):
         }
         with torch.enable_grad():
             leaf = weight.detach().requires_grad_()
-            whole: Tensor = self.node.run(known | {self._signal: leaf})
+            whole = self._sum(known | {self._signal: leaf})
             divisor, added = stabilized(whole.detach(), self._sharing.stabilizer)
             met = divisor != 0
             quotient = torch.where(met, incoming.to(dtype) / torch.where(met, divisor, 1), 0)
@@ -66,6 +66,11 @@ class Mixing(Rule):
             ctx.absorb(taken.to(torch.float64).flatten(1).sum(1))
         state = Relevance(saturate(weight * transposed, x.dtype))
         return [state if name == self._signal else None for name in self.site.inputs]
+
+    def _sum(self, values: dict[str, Any]) -> Tensor:
+        """The weighted sum, for shares in the place of the signal."""
+        result: Tensor = self.node.run(values)
+        return result
 
 
 class Resampling(Mixing):
@@ -77,14 +82,63 @@ class Resampling(Mixing):
         return graph.activations(node)
 
 
+class Bicubic(Resampling):
+    """Bicubic interpolation, whose weights have both signs: messages count by their magnitude."""
+
+    family: ClassVar[str] = "bicubic"
+
+    @override
+    def _sum(self, values: dict[str, Any]) -> Tensor:
+        if self._sharing.pool == "ratio":
+            return super()._sum(values)
+        x, size, aligned, factors = self._arguments(values)
+        height, width = (
+            _bicubic_matrix(x, dim, out, aligned, None if factors is None else factors[dim])
+            for dim, out in enumerate(size)
+        )
+        return torch.einsum("oh,nchw,pw->ncop", height.abs(), x, width.abs())
+
+    def _arguments(self, values: dict[str, Any]) -> tuple[Tensor, Any, bool, Any]:
+        arguments = self.node.arguments
+        x = values[self._signal]
+        factors = arguments["scale_factors"]
+        size = arguments["output_size"]
+        if size is None:
+            size = [int(n * factor) for n, factor in zip(x.shape[2:], factors, strict=True)]
+        else:
+            size, factors = map_refs(size, values.__getitem__), None
+        return x, size, bool(arguments["align_corners"]), factors
+
+
+def _bicubic_matrix(x: Tensor, dim: int, out: int, aligned: bool, factor: float | None) -> Tensor:
+    """``(O, I)``: bicubic interpolation along one dimension of an image."""
+    entries = torch.eye(x.shape[2 + dim], dtype=x.dtype, device=x.device)[None, :, :, None]
+    resize = torch.ops.aten.upsample_bicubic2d.default
+    weights: Tensor = resize(entries, [out, 1], aligned, factor, None)[0, :, :, 0]
+    return weights.t()
+
+
 class Attention(Mixing):
     """Scaled dot-product attention: the weights are constants, the values take the relevance."""
+
+    _values: ClassVar[str] = "value"
 
     @classmethod
     @override
     def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
-        value = node.arguments.get("value")
+        value = node.arguments.get(cls._values)
         return (value.name,) if isinstance(value, Ref) and graph.is_activation(value.name) else ()
+
+
+class Sampling(Attention):
+    """Values read at places between the entries, which are constants (``grid_sample``)."""
+
+    _values = "input"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        if site.node.arguments["interpolation_mode"] == 2:
+            raise NoRuleError("grid_sample has a rule for the modes bilinear and nearest only")
 
 
 class WeightedSum(Mixing):
@@ -94,8 +148,18 @@ class WeightedSum(Mixing):
     @override
     def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
         read = graph.activations(node)
-        gates = [name for name in read if opens(graph, name)]
+        gates = [name for name in read if weighs(graph, name)]
         return tuple(name for name in read if name not in gates) if gates else read
+
+    @override
+    def _sum(self, values: dict[str, Any]) -> Tensor:
+        """Weights that a layer has mixed may be negative: they count by their magnitude."""
+        if self._sharing.pool != "ratio":
+            weights = {
+                name: values[name].abs() for name in self.site.inputs if name != self._signal
+            }
+            values = values | weights
+        return super()._sum(values)
 
 
 def _is_floating(value: Any) -> bool:

@@ -99,6 +99,9 @@ class AveragePool(_Pool):
     @override
     def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
         kernel, stride, padding = self._window()
+        # A window may reach over all there is and further.
+        reach = (size + 2 * pad for size, pad in zip(x.shape[2:], padding, strict=True))
+        kernel = [min(extent, most) for extent, most in zip(kernel, reach, strict=True)]
         arguments = kernel, stride, padding, self.node.arguments["ceil_mode"], self._sharing.pool
         override = self.node.arguments.get("divisor_override")
         stabilizer = self._sharing.stabilizer * (override / math.prod(kernel) if override else 1)
@@ -135,10 +138,12 @@ class Reduction(Rule):
         self._reduced = sorted(
             {int(dim) % rank for dim in ([dims] if isinstance(dims, int) else dims)}
         )
-        if 0 in self._reduced:
+        self._batch = site.graph.batch_dim(site.inputs[0])
+        if self._batch in self._reduced:
             raise NoRuleError("it reduces over the batch dimension")
-        self._kept = [dim for dim in range(1, rank) if dim not in self._reduced]
-
+        self.takes_targets = self._batch == 0
+        kept = set(range(rank)) - {self._batch, *self._reduced}
+        self._order = [self._batch, *sorted(kept), *self._reduced]
         self._is_mean = site.node.operation.startswith("aten.mean.")
 
     @override
@@ -151,21 +156,33 @@ class Reduction(Rule):
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         x, output = ctx.saved
         relevance = share_squares(ctx, self.site, output, relevance)
-        order = [0, *self._kept, *self._reduced]
-        if len(self._kept) == 1 and len(self._reduced) <= 3 and order == sorted(order):
+        order, reduced = self._order, len(self._reduced)
+        if x.dim() - reduced == 2 and reduced <= 3 and order == sorted(order):
             return self._share(ctx, x, relevance)
+        if self._batch:
+            # One target; what is kept follows the batch, whether the output has it there or not.
+            values = ctx.materialise(relevance)
+            relevance = Relevance(values.reshape(self._kept(x)).movedim(self._batch, 0))
         moved = x.permute(order)
-        kept = math.prod(x.shape[dim] for dim in self._kept)
-        state = self._share(ctx, moved.reshape(x.shape[0], kept, -1), relevance)
+        kept = math.prod(x.shape[dim] for dim in order[1 : x.dim() - reduced])
+        state = self._share(ctx, moved.reshape(moved.shape[0], kept, -1), relevance)
         back = [order.index(dim) for dim in range(x.dim())]
+        if self._batch:
+            state = Relevance(ctx.materialise(state))
         return state._replace(values=state.values.reshape(-1, *moved.shape[1:]).permute(back))
+
+    def _kept(self, x: Tensor) -> list[int]:
+        """The shape of ``x`` with 1 where it is reduced."""
+        return [1 if dim in self._reduced else size for dim, size in enumerate(x.shape)]
 
     def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
         """Share the relevance of each channel among all positions of ``x``, ``(N, C, *size)``."""
         values = relevance.values.reshape(-1, x.shape[1], *[1] * (x.dim() - 2))
+        return self._pool(ctx, x, relevance._replace(values=values))
+
+    def _pool(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
+        """Share the relevance ``(T * N, C, 1...)`` of the whole of each channel."""
         entries = 1 if self._is_mean else math.prod(x.shape[2:])
         stabilizer = self._sharing.stabilizer / entries
-        result = ctx.ops.relprop_adaptive_avg_pool(
-            x, values, *relevance[1:], self._sharing.pool, stabilizer
-        )
-        return ctx.settle(*result)
+        arguments = self._sharing.pool, stabilizer
+        return ctx.settle(*ctx.ops.relprop_adaptive_avg_pool(x, *relevance, *arguments))

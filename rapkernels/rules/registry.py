@@ -14,8 +14,9 @@ from rapkernels.rules.base import Rule
 from rapkernels.rules.batch_norm import BatchNorm
 from rapkernels.rules.conv import Convolution
 from rapkernels.rules.elementwise import ACTIVATIONS, Activation, Cast, Copy, Identity
+from rapkernels.rules.extremes import Extremum, choose_larger
 from rapkernels.rules.linear import LINEAR_OPERATIONS, Linear
-from rapkernels.rules.mixing import Attention, Resampling, WeightedSum
+from rapkernels.rules.mixing import Attention, Bicubic, Resampling, Sampling, WeightedSum
 from rapkernels.rules.normalisation import NORMALISATIONS, Normalisation
 from rapkernels.rules.pool import (
     AdaptiveAveragePool,
@@ -65,6 +66,8 @@ _BUILT_IN: dict[str, Choice] = {
     ),
     **dict.fromkeys(_aten("_adaptive_avg_pool2d _adaptive_avg_pool3d"), AdaptiveAveragePool),
     **dict.fromkeys(_aten("mean.dim sum.dim_IntList"), Reduction),
+    **dict.fromkeys(_aten("amax amin max.dim min.dim"), Extremum),
+    **dict.fromkeys(_aten("maximum minimum max.other min.other fmax fmin"), choose_larger),
     **dict.fromkeys(_aten("add.Tensor sub.Tensor"), choose_sum),
     **dict.fromkeys(_aten("add.Scalar sub.Scalar rsub.Scalar rsub.Tensor neg"), Affine),
     **dict.fromkeys(_aten("mul.Tensor div.Tensor"), choose_product),
@@ -78,6 +81,12 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(
         _aten("upsample_linear1d.vec upsample_bilinear2d.vec upsample_trilinear3d.vec"), Resampling
     ),
+    **dict.fromkeys(
+        _aten("_upsample_nearest_exact1d.vec _upsample_nearest_exact2d.vec"), Resampling
+    ),
+    **dict.fromkeys(_aten("_upsample_nearest_exact3d.vec _upsample_bilinear2d_aa.vec"), Resampling),
+    **dict.fromkeys(_aten("upsample_bicubic2d.vec"), Bicubic),
+    **dict.fromkeys(_aten("grid_sampler"), Sampling),
     **dict.fromkeys(_aten("dropout feature_dropout alpha_dropout feature_alpha_dropout"), Copy),
     **dict.fromkeys(_aten("clone contiguous alias detach lift_fresh_copy"), Copy),
     **dict.fromkeys(_aten("to.dtype to.dtype_layout to.other type_as _to_copy"), Cast),
@@ -92,6 +101,11 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(_aten("reflection_pad1d reflection_pad2d reflection_pad3d"), BorderPad),
     **dict.fromkeys(_aten("replication_pad1d replication_pad2d replication_pad3d"), BorderPad),
     **dict.fromkeys(_aten("pixel_shuffle pixel_unshuffle channel_shuffle"), Structure),
+    **dict.fromkeys(_aten("native_channel_shuffle rot90 diagonal unfold im2col"), Structure),
+    **dict.fromkeys(_aten("index.Tensor index_select gather take_along_dim"), Structure),
+    **dict.fromkeys(_aten("masked_fill.Scalar masked_fill.Tensor tril triu"), Structure),
+    **dict.fromkeys(_aten("where.self where.ScalarOther where.ScalarSelf"), Structure),
+    **dict.fromkeys(_aten("repeat_interleave.self_int broadcast_to roll"), Structure),
 }
 NAMED: dict[str, type[Rule]] = {"identity": Identity, "structure": Structure}
 

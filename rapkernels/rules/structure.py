@@ -15,6 +15,9 @@ from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, Rule, Site
 from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
+# They put zeros where nothing is read.
+_FILLS = {f"aten.{name}.default" for name in ("tril", "triu", "im2col")}
+
 
 class Structure(Rule):
     """Any linear operation whose output entries are copies of input entries.
@@ -33,6 +36,7 @@ class Structure(Rule):
             name not in site.inputs and site.graph.shape_of(name)
             for name in refs((site.node.args, site.node.kwargs))
         )
+        self.loses |= site.node.operation in _FILLS
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
