@@ -25,6 +25,8 @@ from rapkernels.targets import Target, Targets, resolve_target, resolve_targets
 from rapkernels.walker import Bounds, Walk
 
 Maps = Tensor | tuple[Any, ...]
+Attention = Literal["constant", "attnlrp"]
+ATTENTION = ("constant", "attnlrp")
 
 
 class Explainer(ABC):
@@ -48,11 +50,14 @@ class Explainer(ABC):
         strict: whether a model with operations that have no rule is refused. Else such operations
             hand back ``x * J^T (R / y)``, gradient times input over the output, with a warning:
             what they change of the sum is counted as absorbed.
+        attention: "constant", where the weights of attention are constants and the values take all
+            relevance, or "attnlrp", where half of it goes through softmax to queries and keys
+            (Achtibat et al., ICML 2024). Gates of other products stay constants.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``rules`` no dict of rules.
-        ArgumentError: ``backend`` or the name of a rule is not known. A key of ``rules`` that names
-            nothing is found at the first call.
+        ArgumentError: ``backend``, ``attention`` or the name of a rule is not known. A key of
+            ``rules`` that names nothing is found at the first call.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -62,13 +67,16 @@ class Explainer(ABC):
         backend: Backend = "auto",
         rules: RuleChoices | None = None,
         strict: bool = True,
+        attention: Attention = "constant",
     ) -> None:
         checks.check_model(model)
         check_backend(backend)
+        checks.check_choice("attention", attention, ATTENTION)
         self.model = model
         self.backend = backend
         self.rules = read_choices(rules)
         self.strict = bool(strict)
+        self.attention = attention
         resolve_backend(backend)
 
     # What a method is.
@@ -211,8 +219,13 @@ class Explainer(ABC):
         self, x: Tensor, findings: Findings, end: Callable[[Graph], str | None]
     ) -> Program:
         like = calls.like_for_export(self.model, x, findings)
-        method = replace(self._method(), chosen=self.rules, strict=self.strict)
-        return cache_of(self.model).program(self.model, like, method, end)
+        return cache_of(self.model).program(self.model, like, self._configured(), end)
+
+    def _configured(self) -> Method:
+        """The method with what the caller chose."""
+        return replace(
+            self._method(), chosen=self.rules, strict=self.strict, attention=self.attention
+        )
 
     def _walk(self, program: Program, x: Tensor, recorder: Recorder | None = None) -> Walk:
         values = program.graph.values(self.model)

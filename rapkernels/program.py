@@ -13,9 +13,8 @@ from rapkernels.graph import Graph, Node, refs
 from rapkernels.nonnegative import nonnegative_values
 from rapkernels.roles import Roles, find_roles
 from rapkernels.rules.base import Method, NoRuleError, Role, Rule, Site
-from rapkernels.rules.choices import with_choices
+from rapkernels.rules.classes import reached, rule_classes
 from rapkernels.rules.linearised import Linearised
-from rapkernels.rules.registry import rule_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +69,10 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
         UnsupportedOperationError: some operations have no rule; it lists all of them.
     """
     end = graph.output if end is None else end
-    known = with_choices(
-        graph,
-        method.chosen,
-        {node.name: rule_class(graph, node) for node in graph.nodes.values() if _active(node)},
-    )
+    known = rule_classes(graph, method.attention, method.chosen)
     families = {name: "custom" if cls is None else cls.family for name, cls in known.items()}
-    reached = _reached(graph, end, known)
-    classes = {name: cls for name, cls in known.items() if name in reached}
+    within = reached(graph, end, known)
+    classes = {name: cls for name, cls in known.items() if name in within}
     parts = {name: None if cls is None else cls.fuses for name, cls in classes.items()}
     fusion = fuse(graph, method.fold_batch_norm, parts)
     roles = find_roles(graph, families)
@@ -97,7 +92,7 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
         except NoRuleError as error:
             unsupported.append(UnsupportedNode(name, node.operation, node.module, str(error)))
             rules[name] = Linearised(site)
-    for name in known.keys() - reached:
+    for name in known.keys() - within:
         node = graph.nodes[name]
         if node.operation == "aten.as_strided.default":
             reason = "it reads memory in the layout of the export, which values need not have here"
@@ -119,24 +114,6 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
 
 def _as_strided(nodes: Sequence[UnsupportedNode]) -> bool:
     return any(node.operation == "aten.as_strided.default" for node in nodes)
-
-
-def _reached(graph: Graph, end: str, classes: dict[str, type[Rule] | None]) -> set[str]:
-    """The nodes that relevance from ``end`` comes to."""
-    found: set[str] = set()
-    pending = [end]
-    while pending:
-        name = pending.pop()
-        if name in found or name not in classes:
-            continue
-        found.add(name)
-        node, cls = graph.nodes[name], classes[name]
-        pending.extend(graph.activations(node) if cls is None else cls.carried(graph, node))
-    return found
-
-
-def _active(node: Node) -> bool:
-    return node.kind == "activation"
 
 
 def _role(roles: Roles, name: str) -> Role:

@@ -33,13 +33,15 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         "option",
         call(ratio=1.0),
         ArgumentTypeError,
-        'options of method="rap" must be among variant, bounds, backend, rules, strict, got ratio',
+        'options of method="rap" must be among variant, bounds, backend, rules, strict, attention, '
+        "got ratio",
     ),
     (
         "option of lrp",
         call(method="lrp", variant="paper"),
         ArgumentTypeError,
-        'options of method="lrp" must be among composite, backend, rules, strict, got variant',
+        'options of method="lrp" must be among composite, backend, rules, strict, attention, '
+        "got variant",
     ),
     (
         "base",

@@ -9,7 +9,7 @@ from typing_extensions import override
 from rapkernels import calls, checks
 from rapkernels.backends import Backend
 from rapkernels.calls import Start
-from rapkernels.explainer import Explainer
+from rapkernels.explainer import Attention, Explainer
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
 from rapkernels.methods.layer import check_layer, gradients
@@ -51,12 +51,13 @@ class AttributionEquilibrium(Explainer):
         backend: "auto" (native where built), "native" or "reference".
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
+        attention: "constant" or "attnlrp", likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, ``layer`` not a string or ``ratio`` not a
             number.
-        ArgumentError: ``ratio`` is not finite, or ``backend`` is not known. An unknown layer is
-            found at the first call.
+        ArgumentError: ``ratio`` is not finite, or ``backend`` or ``attention`` is not known. An
+            unknown layer is found at the first call.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -68,8 +69,9 @@ class AttributionEquilibrium(Explainer):
         backend: Backend = "auto",
         rules: RuleChoices | None = None,
         strict: bool = True,
+        attention: Attention = "constant",
     ) -> None:
-        super().__init__(model, backend, rules, strict)
+        super().__init__(model, backend, rules, strict, attention)
         check_layer(layer)
         checks.check_finite_number("ratio", ratio)
         self.layer = layer

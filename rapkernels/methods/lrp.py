@@ -9,6 +9,7 @@ from rapkernels import checks
 from rapkernels.backends import Backend
 from rapkernels.composites import COMPOSITES, Composite
 from rapkernels.errors import ArgumentTypeError
+from rapkernels.explainer import Attention
 from rapkernels.methods.output import OutputExplainer
 from rapkernels.rules.base import Method, Sharing
 from rapkernels.rules.choices import RuleChoices
@@ -33,11 +34,12 @@ class LRP(OutputExplainer):
         backend: "auto" (native where built), "native" or "reference".
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
+        attention: "constant" or "attnlrp", likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``composite`` neither a name nor a
             Composite.
-        ArgumentError: ``composite`` or ``backend`` is not known.
+        ArgumentError: ``composite``, ``backend`` or ``attention`` is not known.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -48,8 +50,9 @@ class LRP(OutputExplainer):
         backend: Backend = "auto",
         rules: RuleChoices | None = None,
         strict: bool = True,
+        attention: Attention = "constant",
     ) -> None:
-        super().__init__(model, backend, rules, strict)
+        super().__init__(model, backend, rules, strict, attention)
         if isinstance(composite, str):
             checks.check_choice("composite", composite, COMPOSITES)
             composite = COMPOSITES[composite]()

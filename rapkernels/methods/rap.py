@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from rapkernels import checks
 from rapkernels.backends import Backend
+from rapkernels.explainer import Attention
 from rapkernels.findings import Findings
 from rapkernels.methods.output import OutputExplainer
 from rapkernels.rules.base import Method, Sharing
@@ -37,11 +38,12 @@ class RAP(OutputExplainer):
         backend: "auto" (native where built), "native" or "reference".
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
+        attention: "constant" or "attnlrp", likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``bounds`` is not a pair of numbers or
             tensors.
-        ArgumentError: ``variant`` or ``backend`` is not known.
+        ArgumentError: ``variant``, ``backend`` or ``attention`` is not known.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -53,11 +55,12 @@ class RAP(OutputExplainer):
         backend: Backend = "auto",
         rules: RuleChoices | None = None,
         strict: bool = True,
+        attention: Attention = "constant",
     ) -> None:
         checks.check_model(model)
         checks.check_choice("variant", variant, VARIANTS)
         checks.check_bounds_form(bounds)
-        super().__init__(model, backend, rules, strict)
+        super().__init__(model, backend, rules, strict, attention)
         self.variant = variant
         self.bounds = bounds
 

@@ -57,6 +57,8 @@ class Method:
         drop_at_zero: whether BatchNorm and concatenation drop relevance where their input is 0.
         chosen: what the caller chose: (node, module path or pattern of paths, class of the rule).
         strict: whether operations without a rule are refused; else they are linearised.
+        attention: "constant" where attention weights are constants, "attnlrp" where they carry
+            relevance (see :mod:`rapkernels.rules.attnlrp`).
     """
 
     name: str
@@ -67,6 +69,7 @@ class Method:
     drop_at_zero: bool = False
     chosen: tuple[tuple[str, type[Rule]], ...] = ()
     strict: bool = True
+    attention: str = "constant"
 
 
 @dataclass(frozen=True)

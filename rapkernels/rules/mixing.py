@@ -31,7 +31,10 @@ class Mixing(Rule):
         self.name = self._sharing.pool
         carried = self.carried(site.graph, site.node)
         if len(carried) != 1 or list(site.inputs).count(carried[0]) != 1:
-            raise NoRuleError("it mixes values that both carry relevance")
+            raise NoRuleError(
+                "it multiplies values that both carry relevance, and neither is the weights of "
+                'attention: attention="attnlrp" has a rule for that'
+            )
         (self._signal,) = carried
         self.fresh = not reads_output(site)
 

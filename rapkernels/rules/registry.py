@@ -10,6 +10,7 @@ from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.fusion import BATCH_NORMS, CONVOLUTIONS
 from rapkernels.graph import Graph, Node
 from rapkernels.rules.add import Affine, choose_sum
+from rapkernels.rules.attnlrp import Softmax
 from rapkernels.rules.base import Rule
 from rapkernels.rules.batch_norm import BatchNorm
 from rapkernels.rules.conv import Convolution
@@ -75,6 +76,7 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(NORMALISATIONS, Normalisation),
     **dict.fromkeys(_aten("scaled_dot_product_attention"), Attention),
     **dict.fromkeys(_aten("bmm einsum"), WeightedSum),
+    **dict.fromkeys(_aten("softmax.int _softmax special_softmax.int"), Softmax),
     **dict.fromkeys(
         _aten("upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec"), Resampling
     ),
@@ -97,9 +99,12 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(_aten("split_with_sizes split.sizes unbind.int tensor_split.sections"), Part),
     **dict.fromkeys(_aten("cat concat"), Concatenation),
     **dict.fromkeys(_aten("pad constant_pad_nd"), Pad),
-    **dict.fromkeys(_aten("expand expand_as repeat tile stack flip roll movedim.int"), Structure),
+    **dict.fromkeys(
+        _aten("expand expand_as repeat tile stack flip roll movedim.int mT"), Structure
+    ),
     **dict.fromkeys(_aten("reflection_pad1d reflection_pad2d reflection_pad3d"), BorderPad),
     **dict.fromkeys(_aten("replication_pad1d replication_pad2d replication_pad3d"), BorderPad),
+    **dict.fromkeys(_aten("masked_fill.Scalar masked_fill.Tensor"), Structure),
     **dict.fromkeys(_aten("pixel_shuffle pixel_unshuffle channel_shuffle"), Structure),
     **dict.fromkeys(_aten("native_channel_shuffle rot90 diagonal unfold im2col"), Structure),
     **dict.fromkeys(_aten("index.Tensor index_select gather take_along_dim"), Structure),
