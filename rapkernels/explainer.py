@@ -13,6 +13,7 @@ from rapkernels import calls, checks
 from rapkernels.backends import Backend, check_backend, resolve_backend
 from rapkernels.cache import cache_of
 from rapkernels.calls import Explained, Start
+from rapkernels.channels import Channels
 from rapkernels.errors import ArgumentError
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
@@ -97,7 +98,7 @@ class Explainer(ABC):
         """Lowest and highest values of the input."""
         return None
 
-    def _map(self, relevance: Tensor, channel_dim: int) -> Tensor:  # noqa: ARG002
+    def _map(self, relevance: Tensor, channels: Channels) -> Tensor:  # noqa: ARG002
         """What the caller gets of the relevance of the input or of a layer."""
         return relevance
 
@@ -278,7 +279,7 @@ class Explainer(ABC):
         self, program: Program, explained: Explained, nodes: dict[str, str] | None, many: bool
     ) -> list[Any]:
         def finished(relevance: Tensor, name: str) -> Tensor:
-            found = self._map(relevance, program.channels.get(name, 1))
+            found = self._map(relevance, program.channels.get(name, Channels()))
             targets = len(explained.target)
             if not many:
                 return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rapkernels.channels import channel_dims
+from rapkernels.channels import Channels, find_channels
 from rapkernels.errors import LinearisedWarning, UnsupportedNode, UnsupportedOperationError
 from rapkernels.findings import warn
 from rapkernels.fusion import fuse
@@ -13,7 +13,7 @@ from rapkernels.graph import Graph, Node, refs
 from rapkernels.nonnegative import nonnegative_values
 from rapkernels.roles import Roles, find_roles
 from rapkernels.rules.base import Method, NoRuleError, Role, Rule, Site
-from rapkernels.rules.classes import reached, rule_classes
+from rapkernels.rules.classes import carried, reached, rule_classes
 from rapkernels.rules.linearised import Linearised
 
 
@@ -46,7 +46,7 @@ class Program:
         roles: input and output layers.
         end: name of the value where relevance starts.
         head: the number of steps up to that value.
-        channels: value -> the dimension of its channels, where it is known.
+        channels: value -> its channels, where they are known.
     """
 
     graph: Graph
@@ -54,7 +54,7 @@ class Program:
     roles: Roles
     end: str
     head: int
-    channels: dict[str, int]
+    channels: dict[str, Channels]
 
 
 def compile_program(graph: Graph, method: Method, end: str | None = None) -> Program:
@@ -77,14 +77,17 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
     fusion = fuse(graph, method.fold_batch_norm, parts)
     roles = find_roles(graph, families)
     nonnegative = nonnegative_values(graph, families)
-    channels = channel_dims(graph, families)
+    senders = {name: carried(graph, name, cls) for name, cls in known.items()}
+    channels = find_channels(graph, families, senders)
     rules: dict[str, Rule] = {}
     unsupported: list[UnsupportedNode] = []
     for name, cls in classes.items():
         node = graph.nodes[name]
-        role, dim = _role(roles, name), channels.get(name)
+        role = _role(roles, name)
         is_first = name in roles.inputs
-        site = Site(node, graph, method, role, fusion, nonnegative, rules, dim, is_first)
+        site = Site(
+            node, graph, method, role, fusion, nonnegative, rules, channels.get(name), is_first
+        )
         try:
             if cls is None:
                 raise NoRuleError("no rule for this operation")

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import pytest
 from torch import nn
 
 import rapkernels as rk
@@ -18,8 +17,6 @@ from rapkernels.explainer import Explainer
 _WITHOUT_START = {
     *("sliced", "affine", "sequence", "moved", "matmul", "linear alone", "windowed"),
 }
-# Sharing Ratio has no vectors for the heads of attention.
-_WITHOUT_VECTORS = {"attended", "multiheaded", "windowed"}
 
 WALKERS: dict[str, Callable[..., Explainer]] = {
     "rap": rk.RAP,
@@ -45,8 +42,6 @@ METHODS: dict[str, Callable[..., Any]] = {
 
 def explainer(method: str, model: nn.Module, network: str = "", **options: Any) -> Any:
     """A method's explainer of a model; ``network`` is its name in NETWORKS."""
-    if "sharing_ratio" in method and network in _WITHOUT_VECTORS:
-        pytest.skip("Sharing Ratio has no rule for heads of attention")
     if method.endswith(STARTING_AT_LAYERS) and network in _WITHOUT_START:
         options["layer"] = ""
     return METHODS[method](model, **options)

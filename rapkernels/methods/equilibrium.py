@@ -9,6 +9,7 @@ from typing_extensions import override
 from rapkernels import calls, checks
 from rapkernels.backends import Backend
 from rapkernels.calls import Start
+from rapkernels.channels import Channels
 from rapkernels.explainer import Attention, Explainer
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
@@ -95,17 +96,20 @@ class AttributionEquilibrium(Explainer):
 
     @override
     def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:
-        channels = walk.program.channels.get(walk.program.end, 1)
+        channels = walk.program.channels.get(walk.program.end, Channels())
+        vectors = channels.vectors(walk.value)
         start = torch.cat(
             [
-                equilibrium_start(walk.value, gradient, channels)
+                channels.restored(
+                    equilibrium_start(vectors, channels.vectors(gradient)), walk.value.shape
+                )
                 for gradient in gradients(walk, output, target)
             ]
         )
         return Start(start, False, calls.scores_of(output.detach(), target))
 
 
-def equilibrium_start(activations: Tensor, gradient: Tensor, channel_dim: int = 1) -> Tensor:
+def equilibrium_start(activations: Tensor, gradient: Tensor) -> Tensor:
     """The gradient-derived start map of Attribution Equilibrium.
 
     ``M_k = alpha_k A_k`` with ``alpha_k`` the mean of the gradient over the positions of channel
@@ -114,12 +118,11 @@ def equilibrium_start(activations: Tensor, gradient: Tensor, channel_dim: int = 
     Args:
         activations: ``(N, K, *size)``, the layer's value A.
         gradient: like ``activations``, the gradient of the logit.
-        channel_dim: the dimension of the channels.
 
     Returns:
         A tensor like ``activations``; what overflows becomes its dtype's largest number.
     """
-    positions = [dim for dim in range(1, activations.dim()) if dim != channel_dim]
+    positions = list(range(2, activations.dim()))
     # Halves have no room for the products before they are divided by their sum.
     wide = torch.promote_types(activations.dtype, torch.float32)
     alpha = gradient.to(wide).mean(positions, keepdim=True) if positions else gradient.to(wide)

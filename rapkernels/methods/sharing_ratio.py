@@ -12,6 +12,7 @@ from typing_extensions import override
 from rapkernels import calls, checks
 from rapkernels.backends import Backend
 from rapkernels.calls import Start
+from rapkernels.channels import Channels
 from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.explainer import Explainer
 from rapkernels.findings import Findings
@@ -43,7 +44,9 @@ class SharingRatio(Explainer):
     That contributions to pre-activations count, and that nothing is stabilised or clipped, is the
     paper's; its equations could not be read, so that the form of ``mu``, the share of the bias, the
     rules of pools (switches), residual adds (branch ratios) and concatenations, which follow from
-    it, and the start are inferred. Ratios are unbounded where contributions cancel.
+    it, and the start are inferred. Ratios are unbounded where contributions cancel. Attention, of
+    which the paper says nothing, has the vector of a token over all heads: its weights ``A`` are
+    constants, and token i sends ``A_ij v_i``, each head by its own weights, to token j.
 
     The map is one number for each position of the input, ``(N, H, W)``.
     Everything else is said at :class:`~rapkernels.explainer.Explainer`.
@@ -116,18 +119,19 @@ class SharingRatio(Explainer):
                 x, findings, partial(find_start, model=self.model, layer=layer)
             )
             shape = program.graph.sized(program.graph.shape_of(program.end), x.shape[0])
-            channel_dim = program.channels.get(program.end, 1)
-            index = _index(position, shape, channel_dim)
+            channels = program.channels.get(program.end, Channels())
+            index = _index(position, channels.vectors(x.new_empty(shape)).shape[2:])
             if x.shape[0] == 0:
-                return self._map(torch.empty_like(x), 1)
+                return self._map(torch.empty_like(x), Channels())
             walk = self._walk(program, x)
             value = walk.forward_to_start(calls.fast_layout(x))
-            start = torch.zeros_like(value)
+            vectors = torch.zeros_like(channels.vectors(value))
             # Any split over the channels will do: the next step reads their sum.
-            start[index] = 1 / shape[channel_dim]
+            vectors[index] = 1 / vectors.shape[1]
+            start = channels.restored(vectors, value.shape)
             score = start.new_ones(1, x.shape[0])
             relevance, _ = calls.send_back(walk, x, Start(start, False, score))
-            field = self._map(relevance, 1)
+            field = self._map(relevance, Channels())
             findings.settle()
             return field
 
@@ -154,29 +158,22 @@ class SharingRatio(Explainer):
         return Start(torch.cat(parts), False, score)
 
     @override
-    def _map(self, relevance: Tensor, channel_dim: int) -> Tensor:
-        return relevance.sum(channel_dim)
+    def _map(self, relevance: Tensor, channels: Channels) -> Tensor:
+        return channels.vectors(relevance).sum(1)
 
 
-def _index(
-    position: tuple[int, ...] | None, shape: tuple[int, ...], channel_dim: int
-) -> tuple[int | slice, ...]:
-    """What selects the vector of a position, in all samples."""
-    dims = [dim for dim in range(1, len(shape)) if dim != channel_dim]
+def _index(position: tuple[int, ...] | None, size: tuple[int, ...]) -> tuple[int | slice, ...]:
+    """What selects the vector of a position in ``(N, C, *size)``, in all samples."""
     given = () if position is None else position
     if not isinstance(given, tuple | list) or not all(
         isinstance(part, int) and not isinstance(part, bool) for part in given
     ):
         raise ArgumentTypeError(f"position must be a tuple of ints or None, got {position!r}")
-    size = [shape[dim] for dim in dims]
     if len(given) != len(size) or not all(
         0 <= part < limit for part, limit in zip(given, size, strict=True)
     ):
         raise ArgumentError(
-            f"position must be {len(size)} ints within the size {size} of the layer's output, got "
-            f"{tuple(given)}"
+            f"position must be {len(size)} ints within the size {list(size)} of the layer's "
+            f"output, got {tuple(given)}"
         )
-    index: list[int | slice] = [slice(None)] * len(shape)
-    for dim, part in zip(dims, given, strict=True):
-        index[dim] = part
-    return tuple(index)
+    return slice(None), slice(None), *given

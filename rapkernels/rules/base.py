@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from rapkernels.channels import Channels
 from rapkernels.fusion import Fusion
 from rapkernels.graph import Graph, Node
 from rapkernels.relevance import Relevance
@@ -85,7 +86,7 @@ class Site:
         fusion: the BatchNorms and pads that are part of convolutions.
         nonnegative: names of the values that cannot be negative.
         rules: rules of the nodes before this one.
-        channel_dim: dimension of the node's value that holds the channels, None if unknown.
+        channels: where the channels of the node's value are, None if unknown.
         is_first: whether it is the first convolution or linear layer from the input, even where
             it is the last linear layer too.
     """
@@ -97,7 +98,7 @@ class Site:
     fusion: Fusion
     nonnegative: frozenset[str]
     rules: Mapping[str, Rule]
-    channel_dim: int | None = None
+    channels: Channels | None = None
     is_first: bool = False
 
     @property

@@ -38,8 +38,8 @@ _TRANSPARENT = {
     f"aten.{name}"
     for name in (
         *("view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints"),
-        *("permute.default", "transpose.int", "t.default", "unsqueeze.default", "squeeze.dim"),
-        *("squeeze.default", "squeeze.dims", "expand.default", "expand_as.default"),
+        *("permute.default", "transpose.int", "t.default", "mT.default", "unsqueeze.default"),
+        *("squeeze.dim", "squeeze.default", "squeeze.dims", "expand.default", "expand_as.default"),
         *("contiguous.default", "clone.default", "alias.default", "detach.default"),
         *("dropout.default", "to.dtype", "_to_copy.default", "select.int", "slice.Tensor"),
         *("mul.Scalar", "div.Scalar", "add.Scalar", "upsample_nearest2d.vec"),

@@ -30,6 +30,7 @@ from rapkernels.rules.product import choose_product
 from rapkernels.rules.structure import (
     BorderPad,
     Concatenation,
+    MaskedFill,
     Pad,
     Part,
     Permute,
@@ -104,7 +105,7 @@ _BUILT_IN: dict[str, Choice] = {
     ),
     **dict.fromkeys(_aten("reflection_pad1d reflection_pad2d reflection_pad3d"), BorderPad),
     **dict.fromkeys(_aten("replication_pad1d replication_pad2d replication_pad3d"), BorderPad),
-    **dict.fromkeys(_aten("masked_fill.Scalar masked_fill.Tensor"), Structure),
+    **dict.fromkeys(_aten("masked_fill.Scalar masked_fill.Tensor"), MaskedFill),
     **dict.fromkeys(_aten("pixel_shuffle pixel_unshuffle channel_shuffle"), Structure),
     **dict.fromkeys(_aten("native_channel_shuffle rot90 diagonal unfold im2col"), Structure),
     **dict.fromkeys(_aten("index.Tensor index_select gather take_along_dim"), Structure),

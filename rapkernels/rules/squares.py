@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rapkernels.channels import Channels
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Site
 
@@ -16,7 +17,7 @@ def reads_output(site: Site) -> bool:
     """
     if not site.method.sharing.by_squares:
         return False
-    channel_dim(site)
+    _channels(site)
     return True
 
 
@@ -31,18 +32,23 @@ def share_squares(
     """Share the relevance of each position of a node's value anew among its channels."""
     if output is None:
         return relevance
-    dim = channel_dim(site)
-    values = relevance.values.movedim(dim, 1)
-    state = ctx.settle(*ctx.ops.share_squares(output.movedim(dim, 1), values, *relevance[1:]))
-    return state._replace(values=state.values.movedim(1, dim))
+    channels = _channels(site)
+    if channels.splits:
+        # Rows of the vectors are then no rows of the value, which the pending state is for.
+        relevance = Relevance(ctx.materialise(relevance))
+    values = channels.vectors(relevance.values)
+    state = ctx.settle(*ctx.ops.share_squares(channels.vectors(output), values, *relevance[1:]))
+    if channels.splits:
+        state = Relevance(ctx.materialise(state))
+    return state._replace(values=channels.restored(state.values, relevance.values.shape))
 
 
-def channel_dim(site: Site) -> int:
-    """The dimension of the node's value that holds the feature vectors.
+def _channels(site: Site) -> Channels:
+    """Where the feature vectors of the node's value are.
 
     Raises:
         NoRuleError: the graph does not tell.
     """
-    if site.channel_dim is None:
-        raise NoRuleError("it is not known which dimension of its value holds the channels")
-    return site.channel_dim
+    if site.channels is None:
+        raise NoRuleError("it is not known which dimensions of its value hold the channels")
+    return site.channels
