@@ -33,16 +33,19 @@ def functionalise(program: ExportedProgram) -> tuple[ExportedProgram, fx.Graph, 
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, copies))
-    if _rewrite(graph):
-        return program, graph, {node.name: copy.name for node, copy in copies.items()}
+    replaced = _rewrite(graph)
+    if replaced is not None:
+        names = {node.name: replaced.get(copy, copy).name for node, copy in copies.items()}
+        return program, graph, names
     _expose_aliases(program.graph)
     program.graph_module.recompile()
     program = program.run_decompositions({})
     return program, program.graph, {node.name: node.name for node in program.graph.nodes}
 
 
-def _rewrite(graph: fx.Graph) -> bool:
-    """Whether every write could be taken out; if not, the graph is half rewritten."""
+def _rewrite(graph: fx.Graph) -> dict[fx.Node, fx.Node] | None:
+    """Each write and what took its place; None, with a graph half rewritten, where one stays."""
+    replaced: dict[fx.Node, fx.Node] = {}
     order = {node: position for position, node in enumerate(graph.nodes)}
     memory: dict[fx.Node, list[fx.Node]] = {}  # node -> all nodes that share its memory
     for node in list(graph.nodes):
@@ -54,7 +57,7 @@ def _rewrite(graph: fx.Graph) -> bool:
             continue
         functional = _functional_overload(node.target)
         if len(written) != 1 or functional is None:
-            return False
+            return None
         value = written[0]
         if _would_promote(node, value) or any(
             order[user] > order[node]
@@ -62,17 +65,18 @@ def _rewrite(graph: fx.Graph) -> bool:
             if sharer is not value
             for user in sharer.users
         ):
-            return False
+            return None
         with graph.inserting_before(node):
             pure = graph.call_function(functional, node.args, node.kwargs)
         pure.meta = dict(node.meta)
+        replaced[node] = pure
         position = order[pure] = order[node]
         memory[pure] = [pure]
         node.replace_all_uses_with(pure)
         for user in [user for user in value.users if order[user] > position]:
             user.replace_input_with(value, pure)
         graph.erase_node(node)
-    return True
+    return replaced
 
 
 def _expose_aliases(graph: fx.Graph) -> None:

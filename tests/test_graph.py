@@ -216,6 +216,14 @@ def test_in_place_operations_need_no_decomposition_without_aliases() -> None:
     assert "aten.convolution.default" not in operations
 
 
+@pytest.mark.parametrize("activation", [nn.ReLU(inplace=True), nn.Dropout(inplace=True)])
+def test_a_model_may_end_in_an_in_place_operation(activation: nn.Module) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5), activation).eval()
+    x = images(2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(evaluate(capture(model, x), model, x), model(x))
+
+
 def test_unneeded_operations_are_left_out() -> None:
     operations = {node.operation for node in capture(Elements(), images(2, 4)).nodes.values()}
     assert "aten.sigmoid.default" not in operations
