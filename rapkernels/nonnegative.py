@@ -51,17 +51,16 @@ def _is_nonnegative(graph: Graph, node: Node, family: str, known: set[str]) -> b
         return inputs_are and (reflects or arguments["value"] >= 0)
     if node.operation in _SUMS | _PRODUCTS:
         return inputs_are and all(
-            _is_nonnegative_operand(graph, arguments.get(name, 0)) for name in ("other", "alpha")
+            _is_nonnegative_operand(graph, arguments.get(name, 0))
+            for name in ("self", "other", "alpha")
         )
-    if family == "structure":
-        return inputs_are and _are_nonnegative_entries(graph, node)
-    return inputs_are and family in _PRESERVING_FAMILIES
+    return inputs_are and family in _PRESERVING_FAMILIES and _are_nonnegative_entries(graph, node)
 
 
 def _are_nonnegative_entries(graph: Graph, node: Node) -> bool:
-    """Whether what a structure's output holds beside activations is not negative either.
+    """Whether what the output holds beside entries of activations is not negative either.
 
-    Constants may be anything; masks and indices choose entries and are none, and neither are sizes.
+    Parameters can have any sign; masks and indices choose entries and are none, and neither are sizes.
     """
     for name, value in node.arguments.items():
         if name in _CHOICES:

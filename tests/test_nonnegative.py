@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -58,3 +59,26 @@ def test_gates_keep_their_signal_from_turning_negative() -> None:
     known = promised(graph)
     # The last one is a product with a parameter, of any sign.
     assert [name in known for name in products] == [True, True, True, False]
+
+
+WITH_PARAMETERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a factor before": lambda y, p: p * y,
+    "a term before": lambda y, p: p + y,
+    "a term behind": lambda y, p: y + p,
+    "concatenated": lambda y, p: torch.cat([y, p.expand(y.shape)], 1),
+    "stacked": lambda y, p: torch.stack([p.expand(y.shape), y], 1),
+    "mixed": lambda y, p: torch.einsum("ij,njhw->nihw", p[0, :, :, 0].expand(4, 4), y),
+}
+
+
+@pytest.mark.parametrize("name", WITH_PARAMETERS)
+def test_parameters_can_have_any_sign(name: str) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = functional.relu(m.a(x))
+        return WITH_PARAMETERS[name](y, m.a.bias.view(1, 4, 1, 1))
+
+    model = seeded(lambda: Function(run, a=conv(3)))
+    graph = capture(model, images())
+    assert float(model(images()).detach().min()) < 0
+    assert graph.output not in promised(graph)
+    assert promised(graph)
