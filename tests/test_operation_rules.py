@@ -157,6 +157,7 @@ PASSING: dict[str, Operation] = {
     "gated linear unit of gelu": lambda m, y: y * functional.gelu(m.gate(y)),
     "silu by hand": lambda _, y: y * torch.sigmoid(y),
     "divided": lambda m, y: y / m.gate(y).square().add(1),
+    "divided by itself": lambda _, y: y / y,
     "hardswish by hand": lambda _, y: y * functional.relu6(y + 3) / 6,
     "layer norm": lambda m, y: m.norm(y),
     "layer norm by hand": lambda _, y: (y - y.mean(-1, True)) * (y.var(-1, keepdim=True).rsqrt()),

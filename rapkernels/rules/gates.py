@@ -80,8 +80,9 @@ class Gate(Rule):
         shape, dtype = ctx.saved
         if not self.takes_targets:
             relevance = Relevance(ctx.materialise(relevance).sum_to_size(shape))
-        state = cast(ctx, relevance, dtype)
-        return [state if name == self._signal else None for name in self.site.inputs]
+        # A value divided by itself is read twice.
+        states = {self._signal: cast(ctx, relevance, dtype)}
+        return [states.pop(name, None) for name in self.site.inputs]
 
 
 def signal(graph: Graph, node: Node) -> tuple[str, ...]:
