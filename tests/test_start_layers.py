@@ -297,3 +297,20 @@ def test_a_half_precision_start_is_that_of_float64() -> None:
     exact = equilibrium_start(activations.double(), gradient.double())
     # Entries of 1e-4 and less have float16's absolute precision, 2^-24 and half of that.
     torch.testing.assert_close(start.double(), exact, rtol=2**-10, atol=2**-24)
+
+
+def _tokens_first(m: Any, x: Tensor) -> Tensor:
+    y = torch.relu(m.a(x)).flatten(2).transpose(0, 1)
+    return m.fc(torch.relu(m.b(y)).transpose(0, 1).flatten(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_relevance_starts_where_samples_are_rows(method: str) -> None:
+    layers = {"a": conv(3), "b": nn.Linear(36, 2), "fc": nn.Linear(8, 5)}
+    model = seeded(lambda: Function(_tokens_first, **layers))
+    # As many samples as channels: nothing would go wrong but the numbers.
+    x = images(4)
+    relevance = METHODS[method](model).attribute(x, 1)
+    torch.testing.assert_close(relevance[:1], METHODS[method](model).attribute(x[:1], 1))
+    with pytest.raises(ArgumentError, match="whose output has one row per sample, got 'b'"):
+        METHODS[method](model, layer="b").attribute(x, 1)
