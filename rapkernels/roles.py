@@ -17,7 +17,7 @@ class Roles:
 
     Attributes:
         inputs: the first convolutions and linear layers from the input (z-box rule).
-        outputs: the linear layers that the output is read from (first step).
+        outputs: the linear layers that the output, and it alone, is read from (first step).
         prefix: the nodes between the input and the input layers.
     """
 
@@ -59,9 +59,22 @@ def _output_layers(graph: Graph, families: Mapping[str, str]) -> frozenset[str]:
             continue
         if families[name] == "structure":
             pending.extend(graph.activations(node))
-        elif families[name] == "linear" and len(node.shape) == 2 and _starts(graph, node):
+        elif (
+            families[name] == "linear"
+            and len(node.shape) == 2
+            and _starts(graph, node)
+            and _leads_to_output_alone(graph, families, name)
+        ):
             found.add(name)
     return frozenset(found)
+
+
+def _leads_to_output_alone(graph: Graph, families: Mapping[str, str], name: str) -> bool:
+    """Whether relevance comes to a value from the output alone, moved and not mixed."""
+    return all(
+        families.get(user) == "structure" and _leads_to_output_alone(graph, families, user)
+        for user in graph.users.get(name, ())
+    )
 
 
 def _starts(graph: Graph, node: Node) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rapkernels as rk
@@ -18,7 +19,7 @@ from rapkernels.errors import NonPositiveTargetWarning
 from rapkernels.relevance import Relevance
 from rapkernels.rules import unregister_rule
 from rapkernels.rules.base import Context
-from tests.networks import NETWORKS, Function, conv, images, network, norm, seeded
+from tests.networks import NETWORKS, Function, conv, drawn, images, network, norm, seeded
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning"),
@@ -325,3 +326,39 @@ def test_warns_of_non_positive_logits_by_default() -> None:
         warnings.simplefilter("always")
         rk.attribute(model, images(), backend="reference")
     assert [warning.category for warning in caught] == [NonPositiveTargetWarning]
+
+
+def test_bounds_where_tokens_come_before_samples() -> None:
+    def tokens_first(m: Any, x: Tensor) -> Tensor:
+        return m.fc(functional.relu(m.a(x.transpose(0, 1))).transpose(0, 1).flatten(1))  # type: ignore[no-any-return]
+
+    def samples_first(m: Any, x: Tensor) -> Tensor:
+        return m.fc(functional.relu(m.a(x)).flatten(1))  # type: ignore[no-any-return]
+
+    x = drawn(4, 4, 3, dtype=torch.float64)
+    low, high = x - drawn(4, 4, 3, seed=1, dtype=torch.float64).abs(), x + 1
+    maps = [
+        rk.RAP(
+            seeded(lambda run=run: Function(run, a=nn.Linear(3, 6), fc=nn.Linear(24, 5))),
+            bounds=(low, high),
+        ).attribute(x, 2)
+        for run in (tokens_first, samples_first)
+    ]
+    torch.testing.assert_close(*maps, rtol=0, atol=1e-12)
+
+
+def test_a_head_that_another_head_reads_is_an_inner_layer() -> None:
+    def two_heads(m: Any, x: Tensor) -> Tensor:
+        first = m.first(functional.relu(m.a(x)).flatten(1))
+        return torch.cat([first, m.second(first)], 1)
+
+    model = seeded(
+        lambda: Function(
+            two_heads, a=nn.Conv2d(3, 4, 1), first=nn.Linear(144, 5), second=nn.Linear(5, 3)
+        )
+    )
+    roles = {row.module: row.role for row in rk.RAP(model).plan(images()).rows}
+    assert (roles["first"], roles["second"]) == ("", "output")
+    for target in (1, 6):
+        _, report = rk.RAP(model).attribute(images(), target, return_report=True)
+        assert report.worst().error.max() <= 1e-12

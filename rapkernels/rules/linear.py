@@ -52,6 +52,9 @@ class Linear(Rule):
         x_name, weight_name, bias_name, transposed = self._names
         x, weight = given[x_name], given[weight_name]
         bias = None if bias_name is None else given.get(bias_name)
+        if ctx.bounds is not None:
+            low, high = (bound.movedim(self._batch_dim, 0) for bound in ctx.bounds)
+            ctx.bounds = low, high
         ctx.save(x.movedim(self._batch_dim, 0), weight.t() if transposed else weight, bias)
         return super().forward(ctx, *args, **kwargs)
 
