@@ -60,7 +60,7 @@ def _is_nonnegative(graph: Graph, node: Node, family: str, known: set[str]) -> b
 def _are_nonnegative_entries(graph: Graph, node: Node) -> bool:
     """Whether what the output holds beside entries of activations is not negative either.
 
-    Parameters can have any sign; masks and indices choose entries and are none, and neither are sizes.
+    Parameters can have any sign; masks, indices and sizes are not among its entries.
     """
     for name, value in node.arguments.items():
         if name in _CHOICES:

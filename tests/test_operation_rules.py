@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,68 @@ def test_attention(mix: Operation, rule: str) -> None:
     torch.testing.assert_close(before, expected, rtol=0, atol=1e-12)
 
 
+def _bare(_: Any, values: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(values, value=values, key=values)
+
+
+@pytest.mark.parametrize("rule", EXPLAINERS)
+def test_attention_of_a_value_to_itself(rule: str) -> None:
+    model = around(_bare)
+    before, after = relevances(EXPLAINERS[rule](model), "before", "after")
+    values = model.get_submodule("values")(tokens())
+    weights = torch.softmax(values @ values.transpose(1, 2) / 2, -1)
+    for n, channel in itertools.product(range(3), range(4)):
+        messages = weights[n] * values[n, :, channel]
+        expected = after[n, :, channel] @ shares(messages, rule)
+        torch.testing.assert_close(before[n, :, channel], expected, rtol=0, atol=1e-12)
+
+
+CONSTANTS: dict[str, Operation] = {
+    "matmul": lambda m, y: m.mix.weight @ y,
+    "einsum": lambda m, y: torch.einsum("ij,njc->nic", m.mix.weight, y),
+    "expanded": lambda m, y: torch.bmm(m.mix.weight.expand(y.shape[0], 6, 6), y),
+}
+METHODS = EXPLAINERS | {"positive": lambda model: rk.AttributionEquilibrium(model, layer="after")}
+
+
+@pytest.mark.parametrize("rule", METHODS)
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_weights_that_are_parameters_sign_the_messages(name: str, rule: str) -> None:
+    model = around(CONSTANTS[name], mix=nn.Linear(6, 6))
+    before, after = relevances(METHODS[rule](model), "before", "after")
+    values, mix = model.get_submodule("values")(tokens()), model.get_submodule("mix").weight
+    assert mix.min() < 0 < mix.max()
+    for n, channel in itertools.product(range(3), range(4)):
+        x = values[n, :, channel]
+        messages = mix * x
+        if rule == "positive":
+            # What is 0 counts as 1e-9, as in averages.
+            messages = mix.clamp(min=0) * (x.clamp(min=0) + 1e-9)
+            messages = messages + (-mix).clamp(min=0) * ((-x).clamp(min=0) + 1e-9)
+        expected = after[n, :, channel] @ shares(messages, rule.replace("positive", "absolute"))
+        torch.testing.assert_close(before[n, :, channel], expected, rtol=0, atol=1e-12)
+
+
+UNBATCHED: dict[str, Operation] = {
+    "avg_pool2d": lambda _, y: functional.avg_pool2d(y, 2),
+    "max_pool2d": lambda _, y: functional.max_pool2d(y, (3, 2)),
+    "adaptive_avg_pool2d": lambda _, y: functional.adaptive_avg_pool2d(y, 2),
+    "adaptive_max_pool2d": lambda _, y: functional.adaptive_max_pool2d(y, (2, 4)),
+}
+
+
+@pytest.mark.parametrize("name", UNBATCHED)
+def test_a_pool_of_images_without_channels(name: str) -> None:
+    operation = UNBATCHED[name]
+    model = around(operation)
+    with_channels = around(lambda m, y: operation(m, y.unsqueeze(1)).squeeze(1))
+    for explain in EXPLAINERS.values():
+        (before,), (expected,) = (
+            relevances(explain(each), "before") for each in (model, with_channels)
+        )
+        assert torch.equal(before, expected)
+
+
 def test_the_weights_of_attention_are_constants() -> None:
     model = seeded(lambda: Attending(_fused))
     rules = {row.module: row.rule for row in rk.RAP(model).plan(tokens()).rows}
@@ -168,6 +231,7 @@ PASSING: dict[str, Operation] = {
     "gelu of tanh": lambda _, y: functional.gelu(y, approximate="tanh"),
     "leaky relu": lambda _, y: functional.leaky_relu(y, 0.2),
     "prelu": lambda m, y: functional.prelu(y, m.norm.weight[0]),
+    "to another's device": lambda _, y: y.to(y.detach()),
     "softplus": lambda _, y: functional.softplus(y),
     "tanh": lambda _, y: torch.tanh(y),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +32,7 @@ class Mixing(Rule):
         self._sharing = site.method.sharing
         self.name = self._sharing.pool
         carried = self.carried(site.graph, site.node)
-        if len(carried) != 1 or list(site.inputs).count(carried[0]) != 1:
+        if len(carried) != 1 or self._reads_twice(carried[0]):
             raise NoRuleError(
                 "it multiplies values that both carry relevance, and neither is the weights of "
                 'attention: attention="attnlrp" has a rule for that'
@@ -52,28 +54,40 @@ class Mixing(Rule):
         values = dict(bound_refs((self.node.args, self.node.kwargs), (args, kwargs)))
         x = values[self._signal]
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        weight = share(x.to(dtype), self._sharing.pool)
         known = {
             name: value.to(dtype) if _is_floating(value) else value
             for name, value in values.items()
         }
         with torch.enable_grad():
-            leaf = weight.detach().requires_grad_()
-            whole = self._sum(known | {self._signal: leaf})
+            terms = [
+                (others, weight.detach().requires_grad_())
+                for others, weight in self._messages(known, known[self._signal])
+            ]
+            whole = reduce(add, (self._mix(others, leaf) for others, leaf in terms))
             divisor, added = stabilized(whole.detach(), self._sharing.stabilizer)
             met = divisor != 0
             quotient = torch.where(met, incoming.to(dtype) / torch.where(met, divisor, 1), 0)
-            (transposed,) = torch.autograd.grad(whole, leaf, quotient)
+            leaves = [leaf for _, leaf in terms]
+            transposed = torch.autograd.grad(whole, leaves, quotient)
         if ctx.wants_absorbed:
             taken = torch.where(met, quotient * added, incoming.to(dtype))
             ctx.absorb(taken.to(torch.float64).flatten(1).sum(1))
-        state = Relevance(saturate(weight * transposed, x.dtype))
-        return [state if name == self._signal else None for name in self.site.inputs]
+        parts = zip(leaves, transposed, strict=True)
+        shared = reduce(add, (leaf.detach() * part for leaf, part in parts))
+        states = {self._signal: Relevance(saturate(shared, x.dtype))}
+        return [states.pop(name, None) for name in self.site.inputs]
 
-    def _sum(self, values: dict[str, Any]) -> Tensor:
-        """The weighted sum, for shares in the place of the signal."""
-        result: Tensor = self.node.run(values)
+    def _reads_twice(self, name: str) -> bool:
+        return self.site.inputs.count(name) != 1
+
+    def _mix(self, known: dict[str, Any], signal: Tensor) -> Tensor:
+        """The operation with another value in the place of the signal's."""
+        result: Tensor = self.node.run(known | {self._signal: signal})
         return result
+
+    def _messages(self, known: dict[str, Any], x: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
+        """Values whose mixes add up to the sums of the shares; the weights are not negative."""
+        return [(known, share(x, self._sharing.pool))]
 
 
 class Resampling(Mixing):
@@ -85,21 +99,39 @@ class Resampling(Mixing):
         return graph.activations(node)
 
 
+# Which weights a mix is of: those of one sign, or all by their magnitude (0).
+_SIGN = "sign of the weights"
+
+
 class Bicubic(Resampling):
     """Bicubic interpolation, whose weights have both signs: messages count by their magnitude."""
 
     family: ClassVar[str] = "bicubic"
 
     @override
-    def _sum(self, values: dict[str, Any]) -> Tensor:
+    def _messages(self, known: dict[str, Any], x: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
         if self._sharing.pool == "ratio":
-            return super()._sum(values)
-        x, size, aligned, factors = self._arguments(values)
+            return super()._messages(known, x)
+        if self._sharing.pool == "absolute":
+            return [(known | {_SIGN: 0}, x.abs())]
+        return [(known | {_SIGN: sign}, share(sign * x, self._sharing.pool)) for sign in (1, -1)]
+
+    @override
+    def _mix(self, known: dict[str, Any], signal: Tensor) -> Tensor:
+        sign = known.get(_SIGN)
+        if sign is None:
+            return super()._mix(known, signal)
+        _, size, aligned, factors = self._arguments(known)
         height, width = (
-            _bicubic_matrix(x, dim, out, aligned, None if factors is None else factors[dim])
+            _bicubic_matrix(signal, dim, out, aligned, None if factors is None else factors[dim])
             for dim, out in enumerate(size)
         )
-        return torch.einsum("oh,nchw,pw->ncop", height.abs(), x, width.abs())
+        if sign == 0:
+            return torch.einsum("oh,nchw,pw->ncop", height.abs(), signal, width.abs())
+        # The weights of one sign: of an image they are products.
+        first = torch.einsum("oh,nchw,pw->ncop", height.relu(), signal, (sign * width).relu())
+        second = torch.einsum("oh,nchw,pw->ncop", (-height).relu(), signal, (-sign * width).relu())
+        return first + second
 
     def _arguments(self, values: dict[str, Any]) -> tuple[Tensor, Any, bool, Any]:
         arguments = self.node.arguments
@@ -132,6 +164,23 @@ class Attention(Mixing):
         value = node.arguments.get(cls._values)
         return (value.name,) if isinstance(value, Ref) and graph.is_activation(value.name) else ()
 
+    @override
+    def _reads_twice(self, name: str) -> bool:
+        # Queries and keys may be the same tensor as the values.
+        return False
+
+    @override
+    def _mix(self, known: dict[str, Any], signal: Tensor) -> Tensor:
+        args = map_refs(self.node.args, known.__getitem__)
+        kwargs = map_refs(self.node.kwargs, known.__getitem__)
+        place = [*self.node.arguments].index(self._values)
+        if place < len(args):
+            args = (*args[:place], signal, *args[place + 1 :])
+        else:
+            kwargs[self._values] = signal
+        result: Tensor = self.node.call(*args, **kwargs)
+        return result
+
 
 class Sampling(Attention):
     """Values read at places between the entries, which are constants (``grid_sample``)."""
@@ -145,7 +194,7 @@ class Sampling(Attention):
 
 
 class WeightedSum(Mixing):
-    """A matrix product of attention weights, which are constants, and values."""
+    """A matrix product of values and weights, which are constants: of attention, or parameters."""
 
     @classmethod
     @override
@@ -155,14 +204,18 @@ class WeightedSum(Mixing):
         return tuple(name for name in read if name not in gates) if gates else read
 
     @override
-    def _sum(self, values: dict[str, Any]) -> Tensor:
-        """Weights that a layer has mixed may be negative: they count by their magnitude."""
-        if self._sharing.pool != "ratio":
-            weights = {
-                name: values[name].abs() for name in self.site.inputs if name != self._signal
-            }
-            values = values | weights
-        return super()._sum(values)
+    def _messages(self, known: dict[str, Any], x: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
+        """Messages are signed by both factors where the weights can be negative."""
+        weights = [name for name in known if name != self._signal and _is_floating(known[name])]
+        if self._sharing.pool == "ratio" or self.site.nonnegative.issuperset(weights):
+            return super()._messages(known, x)
+
+        def signed(sign: int) -> dict[str, Any]:
+            return known | {name: (sign * known[name]).clamp(min=0) for name in weights}
+
+        if self._sharing.pool == "absolute":
+            return [(known | {name: known[name].abs() for name in weights}, x.abs())]
+        return [(signed(sign), share(sign * x, self._sharing.pool)) for sign in (1, -1)]
 
 
 def _is_floating(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -23,7 +24,11 @@ class _Pool(Rule):
         self.fresh = not reads_output(site)
         if site.node.index not in (None, 0):
             raise NoRuleError("the indices of a pool carry no relevance")
-        self.dimensions = len(site.node.shape) - 2
+        rank = len(site.node.shape)
+        found = re.search(r"pool(\d)d", site.node.operation)
+        self.dimensions = rank - 2 if found is None else int(found[1])
+        # (N, *size): torch takes the samples for channels.
+        self._lacks_channels = rank == self.dimensions + 1
         if self.dimensions not in (1, 2, 3):
             raise NoRuleError("pooling needs a batch and a channel dimension")
 
@@ -36,7 +41,12 @@ class _Pool(Rule):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         x, output = ctx.saved
-        return self._share(ctx, x, share_squares(ctx, self.site, output, relevance))
+        relevance = share_squares(ctx, self.site, output, relevance)
+        if not self._lacks_channels:
+            return self._share(ctx, x, relevance)
+        relevance = relevance._replace(values=relevance.values.unsqueeze(1))
+        state = self._share(ctx, x.unsqueeze(1), relevance)
+        return state._replace(values=state.values.squeeze(1))
 
     def _share(self, ctx: Context, x: Tensor, relevance: Relevance) -> Relevance:
         raise NotImplementedError

@@ -47,8 +47,16 @@ def _aten(names: str) -> list[str]:
 
 
 def choose_linear(graph: Graph, node: Node) -> type[Rule]:
-    """A layer where a factor is a constant, else a sum with weights that depend on the input."""
-    return Linear if len(graph.activations(node)) == 1 else WeightedSum
+    """A layer where the second factor is a constant matrix, else a sum with weights."""
+    read, arguments = graph.activations(node), node.arguments
+    if len(read) > 1:
+        return WeightedSum
+    if node.operation not in ("aten.matmul.default", "aten.mm.default"):
+        return Linear
+    first = arguments["self"]
+    second = arguments["other" if "other" in arguments else "mat2"]
+    is_layer = graph.is_activation(first.name) and len(graph.shape_of(second.name)) == 2
+    return Linear if is_layer else WeightedSum
 
 
 _BUILT_IN: dict[str, Choice] = {
@@ -92,7 +100,7 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(_aten("grid_sampler"), Sampling),
     **dict.fromkeys(_aten("dropout feature_dropout alpha_dropout feature_alpha_dropout"), Copy),
     **dict.fromkeys(_aten("clone contiguous alias detach lift_fresh_copy"), Copy),
-    **dict.fromkeys(_aten("to.dtype to.dtype_layout to.other type_as _to_copy"), Cast),
+    **dict.fromkeys(_aten("to.dtype to.dtype_layout to.device to.other type_as _to_copy"), Cast),
     **dict.fromkeys(_aten("view _unsafe_view reshape flatten.using_ints unflatten.int"), Reshape),
     **dict.fromkeys(_aten("squeeze squeeze.dim squeeze.dims unsqueeze"), Reshape),
     **dict.fromkeys(_aten("permute transpose.int t numpy_T swapaxes"), Permute),
