@@ -207,15 +207,20 @@ def unknown_layer(needed: str, layer: str, model: nn.Module, runs: Iterable[str]
         model: the model.
         runs: paths that could be named.
     """
-    runs = sorted(set(runs) - {""})
-    close = difflib.get_close_matches(layer, runs, n=3, cutoff=0.4) or runs[:3]
-    hint = "for example " + ", ".join(map(repr, close)) if close else "the model has none"
+    for_example = hint(layer, runs)
     if layer in dict(model.named_modules()):
         return ArgumentError(
             f"{needed} whose operations the output depends on, got {layer!r}, "
-            f"which runs none ({hint})"
+            f"which runs none ({for_example})"
         )
-    return ArgumentError(f"{needed} of the model, got {layer!r} ({hint})")
+    return ArgumentError(f"{needed} of the model, got {layer!r} ({for_example})")
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Names that the caller may have meant, for the end of a message."""
+    known = sorted(set(known) - {""})
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+    return "for example " + ", ".join(map(repr, close)) if close else "the model has none"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from rapkernels.errors import ArgumentError, ArgumentTypeError
-from rapkernels.graph import Node
+from rapkernels.graph import Graph, Node
+from rapkernels.node_keys import check_all_name, choose, modules_around
 
 Family = Literal["conv", "linear"]
+_FAMILIES = get_args(Family)
 
 
 def _number(name: str, value: Any, least: float | None = None) -> None:
@@ -232,11 +234,11 @@ class ZBox(LayerRule):
                 raise ArgumentError(f"low must not be above high, got {self.low} and {self.high}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Composite:
     """Which layer gets which rule.
 
-    The most specific rule wins: that of a node, then of the first and the last layer, then of an
+    The most specific rule wins: that of ``nodes``, then of the first and the last layer, then of an
     operation, then of the kind of layer. ReLU and its like pass relevance, max pools give it to the
     winner, averages and sums share it in proportion (the z-rule with the stabilizer).
 
@@ -246,12 +248,16 @@ class Composite:
         first: rule of the first convolution or linear layer from the input, None for no exception.
         last: rule of the last linear layer, None for no exception.
         operations: rules by the name of an operation, as in "aten.conv2d.default".
-        nodes: rules by the name of a node, as ``plan`` shows them, or by the path of a module: then
-            that of the layers in it.
+        nodes: rules for parts of one model: by the name of a node, as ``plan`` shows it, by the
+            path of a module, for all layers in it, or by a pattern of such paths, as in
+            "blocks.*.conv1" (:mod:`fnmatch`: ``*`` stands for anything, dots included). Of several
+            that name a layer the name of the node wins, then the path of the innermost module, then
+            the first pattern. Each must name a layer: a key that names none is an error at the
+            first call.
         stabilizer: keeps averages and sums from 0 where they divide.
 
     Raises:
-        ArgumentTypeError: something else than a rule is given.
+        ArgumentTypeError: something else than a rule is given, or a key that is no string.
         ArgumentError: the stabilizer is negative or not finite.
     """
 
@@ -277,6 +283,11 @@ class Composite:
                 raise ArgumentTypeError(
                     f"{name} must be a dict of rules, got {type(mapping).__name__}"
                 )
+            for key in mapping:
+                if not isinstance(key, str):
+                    raise ArgumentTypeError(
+                        f"{name} must have strings as keys, got {type(key).__name__}"
+                    )
             given |= {f"{name}[{key!r}]": rule for key, rule in mapping.items()}
             object.__setattr__(self, name, dict(mapping))
         for name, rule in given.items():
@@ -286,9 +297,33 @@ class Composite:
                     f"got {type(rule).__name__}"
                 )
 
+    # Programs are kept by their composite. That of dicts would leave the order of patterns out.
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Composite) else NotImplemented
+
     def __hash__(self) -> int:
-        mappings = (tuple(sorted(m.items(), key=str)) for m in (self.operations, self.nodes))
-        return hash((self.conv, self.linear, self.first, self.last, self.stabilizer, *mappings))
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        operations = frozenset(self.operations.items())
+        rules = (self.conv, self.linear, self.first, self.last, operations)
+        return *rules, tuple(self.nodes.items()), self.stabilizer
+
+    def check(self, graph: Graph, families: Mapping[str, str]) -> None:
+        """Raise ArgumentError for a key of ``nodes`` that names no layer of a graph.
+
+        Args:
+            graph: the graph.
+            families: activation node -> family of its rule.
+        """
+        layers = [graph.nodes[name] for name, family in families.items() if family in _FAMILIES]
+        check_all_name(
+            self.nodes,
+            layers,
+            modules_around,
+            "nodes of the composite must name convolutions or linear layers, modules that have "
+            "some, or patterns of their paths",
+        )
 
     def rule(self, node: Node, family: Family, role: str) -> LayerRule:
         """The rule of a layer.
@@ -298,9 +333,9 @@ class Composite:
             family: "conv" or "linear".
             role: "input" for a first layer, "output" for the last one.
         """
-        for name in (node.name, *reversed(node.modules)):
-            if name and name in self.nodes:
-                return self.nodes[name]
+        chosen = choose(node, self.nodes, modules_around)
+        if chosen is not None:
+            return chosen
         if role == "input" and self.first is not None:
             return self.first
         if role == "output" and self.last is not None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from rapkernels import calls, checks
 from rapkernels.backends import Backend, check_backend, resolve_backend
@@ -21,7 +22,7 @@ from rapkernels.plan import Plan, make_plan
 from rapkernels.program import Program
 from rapkernels.report import Recorder, Report
 from rapkernels.rules.base import Method
-from rapkernels.rules.choices import RuleChoices, read_choices
+from rapkernels.rules.choices import RuleChoices, read_choices, shown
 from rapkernels.targets import Target, Targets, resolve_target, resolve_targets
 from rapkernels.walker import Bounds, Walk
 
@@ -62,6 +63,9 @@ class Explainer(ABC):
         BackendError: the native backend is asked for and not built.
     """
 
+    # The attributes that the method's own arguments are kept in.
+    _settings: ClassVar[tuple[str, ...]] = ()
+
     def __init__(
         self,
         model: nn.Module,
@@ -79,6 +83,16 @@ class Explainer(ABC):
         self.strict = bool(strict)
         self.attention = attention
         resolve_backend(backend)
+
+    @override
+    def __repr__(self) -> str:
+        parts = [type(self.model).__name__]
+        parts += [f"{name}={getattr(self, name)!r}" for name in (*self._settings, "backend")]
+        if self.rules:
+            parts.append(f"rules={shown(self.rules)}")
+        if not self.strict:
+            parts.append("strict=False")
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     # What a method is.
 

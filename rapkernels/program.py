@@ -13,7 +13,7 @@ from rapkernels.graph import Graph, Node, refs
 from rapkernels.nonnegative import nonnegative_values
 from rapkernels.roles import Roles, find_roles
 from rapkernels.rules.base import Method, NoRuleError, Role, Rule, Site
-from rapkernels.rules.classes import carried, reached, rule_classes
+from rapkernels.rules.classes import carried, family_of, reached, rule_classes
 from rapkernels.rules.linearised import Linearised
 
 
@@ -67,10 +67,12 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
 
     Raises:
         UnsupportedOperationError: some operations have no rule; it lists all of them.
+        ArgumentError: what the caller chose rules for is not there.
     """
     end = graph.output if end is None else end
     known = rule_classes(graph, method.attention, method.chosen)
-    families = {name: "custom" if cls is None else cls.family for name, cls in known.items()}
+    families = {name: family_of(cls) for name, cls in known.items()}
+    method.check(graph, families, method.settings)
     within = reached(graph, end, known)
     classes = {name: cls for name, cls in known.items() if name in within}
     parts = {name: None if cls is None else cls.fuses for name, cls in classes.items()}

@@ -6,11 +6,12 @@ from torch import nn
 
 from rapkernels import checks
 from rapkernels.errors import ArgumentError
-from rapkernels.graph import Graph, Node
-from rapkernels.rules.registry import rule_class
+from rapkernels.graph import Graph
+from rapkernels.rules.choices import Choices
+from rapkernels.rules.classes import family_of, rule_classes
 
 
-def find_start(graph: Graph, model: nn.Module, layer: str | None) -> str:
+def find_start(graph: Graph, model: nn.Module, layer: str | None, choices: Choices = ()) -> str:
     """The node where relevance starts.
 
     Args:
@@ -19,10 +20,11 @@ def find_start(graph: Graph, model: nn.Module, layer: str | None) -> str:
         layer: path of a module: the last value that it computes. None for the last activation
             function after a convolution whose value still has positions: in VGG-16 that is
             "features.29", in a ResNet the end of its last block.
+        choices: rules that the caller chose: an operation is what its rule takes it for.
 
     Raises:
         ArgumentError: there is no such module, none to be found, or the first dimension of its
-            output is not the batch.
+            output is not the batch; or a choice names nothing.
     """
     active = [node for node in graph.nodes.values() if node.kind == "activation"]
     if layer is not None:
@@ -36,12 +38,13 @@ def find_start(graph: Graph, model: nn.Module, layer: str | None) -> str:
                 f"batch of {graph.batch}"
             )
         return last[layer]
+    families = {name: family_of(cls) for name, cls in rule_classes(graph, chosen=choices).items()}
     for node in reversed(active):
         if (
-            _family(graph, node) == "activation"
+            families[node.name] == "activation"
             and len(node.shape) > 2
             and _leads_with_samples(graph, node.name)
-            and any(_is_convolution(graph, name) for name in graph.ancestors(node.name))
+            and any(families.get(name) == "conv" for name in graph.ancestors(node.name))
         ):
             return node.name
     raise ArgumentError(
@@ -53,13 +56,3 @@ def find_start(graph: Graph, model: nn.Module, layer: str | None) -> str:
 def _leads_with_samples(graph: Graph, name: str) -> bool:
     shape = graph.shape_of(name)
     return graph.batch is None or bool(shape[:1] == (graph.batch,))
-
-
-def _family(graph: Graph, node: Node) -> str:
-    cls = rule_class(graph, node)
-    return "custom" if cls is None else cls.family
-
-
-def _is_convolution(graph: Graph, name: str) -> bool:
-    node = graph.nodes[name]
-    return node.kind == "activation" and _family(graph, node) == "conv"

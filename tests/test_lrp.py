@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from rapkernels.composites import (
     ZPlus,
 )
 from rapkernels.errors import ArgumentError, ArgumentTypeError
-from tests.networks import MODERN, NETWORKS, images, network
+from tests.networks import MODERN, NETWORKS, conv, images, network, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
 
@@ -83,6 +84,76 @@ def test_a_module_path_names_all_layers_in_it() -> None:
     assert rules_of(composite, "shared") == {"a": "epsilon", "b": "z_plus", "fc": "epsilon"}
 
 
+def test_the_most_specific_key_wins() -> None:
+    """A node, then the path of the innermost module, then patterns in their order."""
+    nodes = {
+        "b*": AlphaBeta(),
+        "blocks.?": ZPlus(),
+        "*": Gamma(),
+        "blocks.1": Flat(),
+        "blocks.1.0": Epsilon(),
+    }
+    expected = {
+        "stem": "gamma",
+        "blocks.0.0": "alpha_beta",
+        "blocks.0.1": "alpha_beta",
+        "blocks.1.0": "epsilon",
+        "blocks.1.1": "flat",
+    }
+    assert blocks_rules(nodes) == expected
+    assert blocks_rules({**nodes, "conv2d_3": WSquare()})["blocks.1.0"] == "w_square"
+    reordered = {"blocks.?": nodes.pop("blocks.?"), **nodes}
+    assert blocks_rules(reordered) == expected | {"blocks.0.0": "z_plus", "blocks.0.1": "z_plus"}
+    # All of the model, and a key wins against the first and the last layer.
+    assert set(blocks_rules({"": ZPlus()}, first=Flat()).values()) == {"z_plus"}
+    assert blocks_rules({"blocks.*": ZPlus()}, first=Flat())["stem"] == "flat"
+
+
+def blocks() -> torch.nn.Module:
+    def build() -> torch.nn.Module:
+        model = torch.nn.Sequential()
+        model.stem = conv(3)
+        model.blocks = torch.nn.Sequential(
+            *(torch.nn.Sequential(conv(), conv(), torch.nn.ReLU()) for _ in range(2))
+        )
+        return model
+
+    return seeded(build)
+
+
+def blocks_rules(nodes: dict[str, Any], **settings: Any) -> dict[str, str]:
+    rows = rk.LRP(blocks(), Composite(nodes=nodes, **settings)).plan(images()).rows
+    return {row.module: row.rule for row in rows if row.operation.startswith("aten.conv")}
+
+
+@pytest.mark.parametrize(
+    "key", ["blocks.2", "stam", "blocks.*.7", "relu_default", "blocks.0.2", "[", "block"]
+)
+def test_a_key_that_names_no_layer(key: str) -> None:
+    explainer = rk.LRP(blocks(), Composite(nodes={"stem": ZPlus(), key: ZPlus()}))
+    expected = r"^nodes of the composite must name convolutions or linear layers.* got "
+    for call in (explainer.plan, explainer.attribute):
+        with pytest.raises(ArgumentError, match=expected + re.escape(repr(key)) + r" \(for exam"):
+            call(images())
+
+
+def test_the_order_of_patterns_tells_composites_apart() -> None:
+    """Programs are kept by them, on the same model."""
+    model, x = blocks(), images()
+    first = Composite(nodes={"blocks.*": ZPlus(), "*.0.*": Gamma()})
+    second = Composite(nodes={"*.0.*": Gamma(), "blocks.*": ZPlus()})
+    assert first != second
+    same = Composite(nodes={"blocks.*": ZPlus(), "*.0.*": Gamma()})
+    assert first == same
+    assert hash(first) == hash(same)
+    assert first != "EpsilonPlus"
+    rules = [
+        {row.module: row.rule for row in rk.LRP(model, composite).plan(x).rows}
+        for composite in (first, second)
+    ]
+    assert [found["blocks.0.1"] for found in rules] == ["z_plus", "gamma"]
+
+
 def test_a_single_layer_is_the_first_one() -> None:
     assert rules_of(rk.composites.EpsilonPlusFlat(), "linear alone") == {"1": "flat"}
 
@@ -106,6 +177,7 @@ def test_equal_composites_share_a_program() -> None:
         (lambda: ZBox(1.0, 0.0), ArgumentError, "low must not be above high, got 1.0 and 0.0"),
         (lambda: Composite(conv=ZPlus), ArgumentTypeError, "conv must be a rule such as"),
         (lambda: Composite(nodes=[]), ArgumentTypeError, "nodes must be a dict of rules, got list"),
+        (lambda: Composite(nodes={1: ZPlus()}), ArgumentTypeError, "nodes must have strings as k"),
         (lambda: Composite(nodes={"a": 1}), ArgumentTypeError, r"nodes\['a'\] must be a rule"),
         (lambda: Composite(stabilizer=-1.0), ArgumentError, "stabilizer must be finite"),
         (lambda: rk.LRP(network("shared"), "ZPlus"), ArgumentError, "composite must be one of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -52,6 +53,18 @@ def waves() -> nn.Module:
         return nn.Sequential(stem, *blocks, nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
 
     return seeded(build)
+
+
+def sines() -> nn.Module:
+    """Without an activation function that the library knows."""
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Sequential(conv(3), Sine()),
+            nn.Sequential(conv(4), Sine()),
+            nn.Flatten(),
+            nn.Linear(144, 5),
+        )
+    )
 
 
 def rules_of(explainer: Any) -> dict[str, str]:
@@ -118,11 +131,48 @@ def test_errors(rules: Any, error: type[Exception], message: str) -> None:
             make(waves(), rules=rules)
 
 
-@pytest.mark.parametrize("key", ["3.1", "sine", "*.7"])
-def test_a_key_that_names_nothing(key: str) -> None:
-    explainer = rk.RAP(waves(), rules={key: "identity"}, strict=False)
-    with pytest.raises(ArgumentError, match=r"^rules must name nodes or modules that compute"):
-        explainer.attribute(images(), 1)
+@pytest.mark.parametrize(
+    ("key", "close"), [("3.1", "1.1"), ("sine", "sin"), ("*.7", "0.0"), ("conv", "conv2d")]
+)
+def test_a_key_that_names_nothing(key: str, close: str) -> None:
+    for make in EXPLAINERS.values():
+        explainer = make(waves(), rules={"1.1": "identity", key: "identity"}, strict=False)
+        expected = rf"^rules must name nodes or modules that compute.*, got '{re.escape(key)}' "
+        with pytest.raises(ArgumentError, match=rf"{expected}\(for example .*'{close}'"):
+            explainer.plan(images())
+
+
+@pytest.mark.parametrize("method", ["equilibrium", "sharing_ratio"])
+def test_the_default_start_sees_what_was_chosen(method: str) -> None:
+    """Its activation function may be one that only the caller knows, its convolution too."""
+    model, x, make = sines(), images(), EXPLAINERS[method]
+    with pytest.raises(ArgumentError, match=r"^layer must be given"):
+        make(model).attribute(x, 1)
+    for rules in ({"*.1": "identity"}, {"sin": "identity", "1.1": "identity"}):
+        found = make(model, rules=rules).attribute(x, 1)
+        assert torch.equal(found, make(model, layer="1", rules=rules).attribute(x, 1))
+    # Doubled is no activation function.
+    earlier = {"0.1": "identity", "1.1": Doubled}
+    expected = make(model, layer="0", rules=earlier).attribute(x, 1)
+    assert torch.equal(make(model, rules=earlier).attribute(x, 1), expected)
+    # Where a wrong key is why there is no start, it is what the error is about.
+    with pytest.raises(ArgumentError, match=r"^rules must name .* got 'sine'"):
+        make(model, rules={"sine": "identity"}).attribute(x, 1)
+
+
+def test_repr_names_what_was_chosen() -> None:
+    rules = {"1.1": "identity", "sin_1": Doubled}
+    expected = {
+        "rap": "RAP(Sequential, variant='default', bounds=None, backend='auto'",
+        "equilibrium": "AttributionEquilibrium(Sequential, layer=None, ratio=2.0, backend='auto'",
+        "sharing_ratio": "SharingRatio(Sequential, layer=None, start='gradient', backend='auto'",
+    }
+    for method, begin in expected.items():
+        make = EXPLAINERS[method]
+        assert repr(make(waves())) == f"{begin})"
+        shown = "rules={'1.1': 'identity', 'sin_1': Doubled}, strict=False)"
+        assert repr(make(waves(), rules=rules, strict=False)) == f"{begin}, {shown}"
+    assert repr(rk.LRP(waves(), strict=False)).endswith(", backend='auto', strict=False)")
 
 
 def test_a_rule_that_does_not_fit_says_so() -> None:

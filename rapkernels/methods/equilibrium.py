@@ -62,6 +62,8 @@ class AttributionEquilibrium(Explainer):
         BackendError: the native backend is asked for and not built.
     """
 
+    _settings = ("layer", "ratio")
+
     def __init__(
         self,
         model: nn.Module,
@@ -79,20 +81,13 @@ class AttributionEquilibrium(Explainer):
         self.ratio = float(ratio)
 
     @override
-    def __repr__(self) -> str:
-        return (
-            f"AttributionEquilibrium({type(self.model).__name__}, layer={self.layer!r}, "
-            f"ratio={self.ratio!r}, backend={self.backend!r})"
-        )
-
-    @override
     def _method(self) -> Method:
         sharing = Sharing(pool="positive", absorb_zeros=False, positive_part=True)
         return Method("equilibrium", choose_equilibrium, self.ratio, sharing)
 
     @override
     def _end(self, graph: Graph) -> str | None:
-        return find_start(graph, self.model, self.layer)
+        return find_start(graph, self.model, self.layer, self.rules)
 
     @override
     def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:

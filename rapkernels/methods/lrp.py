@@ -13,7 +13,7 @@ from rapkernels.explainer import Attention
 from rapkernels.methods.output import OutputExplainer
 from rapkernels.rules.base import Method, Sharing
 from rapkernels.rules.choices import RuleChoices
-from rapkernels.rules.lrp import choose_lrp
+from rapkernels.rules.lrp import check_composite, choose_lrp
 
 
 class LRP(OutputExplainer):
@@ -39,9 +39,12 @@ class LRP(OutputExplainer):
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``composite`` neither a name nor a
             Composite.
-        ArgumentError: ``composite``, ``backend`` or ``attention`` is not known.
+        ArgumentError: ``composite``, ``backend`` or ``attention`` is not known. A key of the
+            composite's ``nodes`` that names no layer is found at the first call.
         BackendError: the native backend is asked for and not built.
     """
+
+    _settings = ("composite",)
 
     def __init__(
         self,
@@ -64,15 +67,8 @@ class LRP(OutputExplainer):
         self.composite = composite
 
     @override
-    def __repr__(self) -> str:
-        return (
-            f"LRP({type(self.model).__name__}, composite={self.composite!r}, "
-            f"backend={self.backend!r})"
-        )
-
-    @override
     def _method(self) -> Method:
         sharing = Sharing(
             pool="ratio", add="ratio", stabilizer=self.composite.stabilizer, absorb_zeros=False
         )
-        return Method("lrp", choose_lrp, self.composite, sharing)
+        return Method("lrp", choose_lrp, self.composite, sharing, check=check_composite)

@@ -47,6 +47,8 @@ class RAP(OutputExplainer):
         BackendError: the native backend is asked for and not built.
     """
 
+    _settings = ("variant", "bounds")
+
     def __init__(
         self,
         model: nn.Module,
@@ -63,13 +65,6 @@ class RAP(OutputExplainer):
         super().__init__(model, backend, rules, strict, attention)
         self.variant = variant
         self.bounds = bounds
-
-    @override
-    def __repr__(self) -> str:
-        return (
-            f"RAP({type(self.model).__name__}, variant={self.variant!r}, bounds={self.bounds!r}, "
-            f"backend={self.backend!r})"
-        )
 
     @override
     def _method(self) -> Method:

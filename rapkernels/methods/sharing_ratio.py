@@ -70,6 +70,8 @@ class SharingRatio(Explainer):
         BackendError: the native backend is asked for and not built.
     """
 
+    _settings = ("layer", "start")
+
     def __init__(
         self,
         model: nn.Module,
@@ -84,13 +86,6 @@ class SharingRatio(Explainer):
         checks.check_choice("start", start, STARTS)
         self.layer = layer
         self.start = start
-
-    @override
-    def __repr__(self) -> str:
-        return (
-            f"SharingRatio({type(self.model).__name__}, layer={self.layer!r}, "
-            f"start={self.start!r}, backend={self.backend!r})"
-        )
 
     def receptive_field(
         self, x: Tensor, layer: str, position: tuple[int, ...] | None = None
@@ -142,7 +137,7 @@ class SharingRatio(Explainer):
 
     @override
     def _end(self, graph: Graph) -> str | None:
-        return find_start(graph, self.model, self.layer)
+        return find_start(graph, self.model, self.layer, self.rules)
 
     @override
     def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:

@@ -18,6 +18,10 @@ from rapkernels.relevance import Relevance
 Role = Literal["inner", "input", "output"]
 
 
+def _nothing_to_check(graph: Graph, families: Mapping[str, str], settings: Any) -> None:
+    pass
+
+
 class NoRuleError(Exception):
     """Raised by a rule's constructor: this node cannot be propagated through; says why."""
 
@@ -60,6 +64,8 @@ class Method:
         strict: whether operations without a rule are refused; else they are linearised.
         attention: "constant" where attention weights are constants, "attnlrp" where they carry
             relevance (see :mod:`rapkernels.rules.attnlrp`).
+        check: raises ArgumentError where the settings do not fit a graph; called with the graph,
+            the family of each activation's rule, and the settings.
     """
 
     name: str
@@ -71,6 +77,7 @@ class Method:
     chosen: tuple[tuple[str, type[Rule]], ...] = ()
     strict: bool = True
     attention: str = "constant"
+    check: Callable[[Graph, Mapping[str, str], Any], None] = _nothing_to_check
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
-from rapkernels.errors import ArgumentError, ArgumentTypeError
+from rapkernels.errors import ArgumentTypeError
 from rapkernels.graph import Graph, Node
+from rapkernels.node_keys import check_all_name, choose, own_module
 from rapkernels.rules.base import Rule
-from rapkernels.rules.registry import named_rule
+from rapkernels.rules.registry import NAMED, named_rule
 
 RuleChoices: TypeAlias = Mapping[str, str | type[Rule]]
 Choices = tuple[tuple[str, type[Rule]], ...]
@@ -38,14 +38,21 @@ def read_choices(rules: Any) -> Choices:
     return tuple((key, named_rule(f"rules[{key!r}]", rule)) for key, rule in rules.items())
 
 
+def shown(choices: Choices) -> str:
+    """The choices as the caller may have written them."""
+    names = {cls: repr(name) for name, cls in NAMED.items()}
+    pairs = (f"{key!r}: {names.get(cls, cls.__name__)}" for key, cls in choices)
+    return "{" + ", ".join(pairs) + "}"
+
+
 def with_choices(graph: Graph, choices: Choices, classes: Classes) -> Classes:
-    """The classes of rules of a graph's nodes with what a caller chose in their place.
+    """The classes of rules of a graph's activations with what a caller chose in their place.
 
     Args:
         graph: the graph.
-        choices: pairs of a key and a class of rules; the key is the name of a node, the path of the
-            module that a node belongs to, or a pattern of such paths. The name of a node comes
-            first, then a path, then patterns in their order; those of modules leave structure be.
+        choices: pairs of a key and a class. The key is the name of a node, the path of the module
+            that a node belongs to, or a pattern of such paths; the most specific wins. Those of
+            modules leave structure be.
         classes: node -> class.
 
     Raises:
@@ -53,25 +60,19 @@ def with_choices(graph: Graph, choices: Choices, classes: Classes) -> Classes:
     """
     if not choices:
         return classes
-    for key, _ in choices:
-        if not any(_names(key, graph.nodes[name]) for name in classes):
-            raise ArgumentError(
-                "rules must name nodes or modules that compute something from x, as plan shows "
-                f"them, got {key!r}"
-            )
-    return {name: _choose(graph.nodes[name], cls, choices) for name, cls in classes.items()}
+    given = dict(choices)
+    check_all_name(
+        given,
+        [graph.nodes[name] for name in classes],
+        own_module,
+        "rules must name nodes or modules that compute something from x, as plan shows them",
+    )
+    return {name: _choose(graph.nodes[name], cls, given) for name, cls in classes.items()}
 
 
-def _names(key: str, node: Node) -> bool:
-    return key == node.name or fnmatchcase(node.module, key)
-
-
-def _choose(node: Node, cls: type[Rule] | None, choices: Choices) -> type[Rule] | None:
-    known = dict(choices)
-    if node.name in known:
-        return known[node.name]
+def _choose(
+    node: Node, cls: type[Rule] | None, given: Mapping[str, type[Rule]]
+) -> type[Rule] | None:
     if cls is not None and cls.family == "structure":
-        return cls
-    if node.module in known:
-        return known[node.module]
-    return next((chosen for key, chosen in choices if fnmatchcase(node.module, key)), cls)
+        return given.get(node.name, cls)
+    return choose(node, given, own_module) or cls

@@ -31,6 +31,11 @@ def rule_classes(graph: Graph, attention: str = "constant", chosen: Choices = ()
     return with_choices(graph, chosen, classes)
 
 
+def family_of(cls: type[Rule] | None) -> str:
+    """The family of a class of rules, see :class:`rapkernels.rules.Rule`."""
+    return "custom" if cls is None else cls.family
+
+
 def carried(graph: Graph, name: str, cls: type[Rule] | None) -> tuple[str, ...]:
     """The activations that a node of a class of rules hands relevance to."""
     node = graph.nodes[name]

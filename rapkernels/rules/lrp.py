@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -16,6 +18,7 @@ from rapkernels.composites import (
     ZBox,
 )
 from rapkernels.fusion import CONVOLUTIONS
+from rapkernels.graph import Graph
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, Rule, Site
 from rapkernels.rules.conv import Convolution
@@ -147,3 +150,8 @@ _RULES: dict[type[Rule], type[Rule]] = {Convolution: LrpConvolution, Linear: Lrp
 def choose_lrp(operation: type[Rule], site: Site) -> type[Rule]:  # noqa: ARG001
     """The composite's rule of convolutions and linear layers."""
     return _RULES.get(operation, operation)
+
+
+def check_composite(graph: Graph, families: Mapping[str, str], composite: Composite) -> None:
+    """Raise ArgumentError where a composite names layers that a graph does not have."""
+    composite.check(graph, families)
