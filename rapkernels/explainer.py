@@ -205,7 +205,7 @@ class Explainer(ABC):
         return self._attribute(x, targets, layers, False, many=True)
 
     def plan(self, x: Tensor) -> Plan:
-        """Return which rule each operation gets for inputs like ``x``; print it for a table.
+        """Return which rule each operation gets for inputs like ``x``, without running the model.
 
         Args:
             x: as for :meth:`attribute`.
@@ -273,7 +273,7 @@ class Explainer(ABC):
                 chosen = None if one is None else one[None]
             nodes = calls.nodes_of_layers(program, layers or (), self.model)
             exposed = set(nodes.values())
-            recorder = Recorder(program.graph, x.shape[0]) if return_report else None
+            recorder = Recorder(program.graph, x.shape[0], x.device) if return_report else None
             if x.shape[0] == 0:
                 explained = calls.empty(program, x, 1 if chosen is None else len(chosen), exposed)
             else:

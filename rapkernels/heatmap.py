@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ._optional import require
-from .errors import RapError
+from .figures import FigureError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,8 +41,8 @@ _LETTER_WIDTH = 0.0078
 _DPI = 110
 
 
-class HeatmapError(RapError, ValueError):
-    """A heat map cannot be drawn or written; the message says why."""
+class HeatmapError(FigureError):
+    """A heat map cannot be drawn; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -194,18 +193,3 @@ def _head(axes: Axes, heading: str, detail: str, page: _Page) -> None:
 def _fitting(text: str, width: float, points: float) -> float:
     """``points``, or the smaller size at which ``text`` fits into ``width`` inches."""
     return min(points, width / (_LETTER_WIDTH * max(len(text), 1)))
-
-
-def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, or in the format that the file's suffix names.
-
-    Raises:
-        HeatmapError: the file cannot be written, or its suffix names no format.
-    """
-    path = Path(path)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise HeatmapError(f"{path}: cannot be written ({error.strerror or error}).") from None
-    except ValueError as error:
-        raise HeatmapError(f"{path}: cannot be written ({error}).") from None

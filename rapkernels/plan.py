@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from rapkernels.program import Program
-from rapkernels.tables import format_table
+from rapkernels.tables import Rows, data_frame, format_table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -30,11 +36,24 @@ class PlanRow:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a call will do, in the order of the forward; print it for a table."""
+class Plan(Rows[PlanRow]):
+    """What a call will do, in the order of the forward; print it for a table.
+
+    Iterate over it for its rows, or take one by its node, as in ``plan["conv2d"].rule``.
+    """
 
     rows: tuple[PlanRow, ...]
 
+    def to_frame(self) -> DataFrame:
+        """A pandas data frame with one row per node; columns are the attributes of its rows.
+
+        Raises:
+            MissingPackageError: pandas is not installed.
+        """
+        names = [field.name for field in fields(PlanRow)]
+        return data_frame({name: [getattr(row, name) for row in self.rows] for name in names})
+
+    @override
     def __str__(self) -> str:
         header = ("node", "module", "operation", "rule", "shape", "role")
         body = [

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +16,23 @@ from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context
 
 Bounds = tuple[Tensor, Tensor]
-Observer = Callable[[Step, Context, Relevance, Sequence[Relevance | None]], None]
+Phase: TypeAlias = Literal["forward", "backward"]
+
+
+class Observer(Protocol):
+    """Sees what a walk does, for reports."""
+
+    def timed(self, phase: Phase, step: Step) -> AbstractContextManager[None]:
+        """Surrounds the work of a step in one direction."""
+
+    def went_back(
+        self,
+        step: Step,
+        context: Context,
+        relevance: Relevance,
+        states: Sequence[Relevance | None],
+    ) -> None:
+        """Is called after each backward step, with what arrived and what was handed on."""
 
 
 class Walk:
@@ -25,7 +42,7 @@ class Walk:
         program: what to run.
         values: parameters and constants by name, from :meth:`rapkernels.graph.Graph.values`.
         ops: the module of relevance operations.
-        observer: called after each backward step, for reports.
+        observer: sees each step.
 
     Attributes:
         program: what it runs.
@@ -68,7 +85,8 @@ class Walk:
         with torch.enable_grad():
             live[end] = self._leaf = live[end].detach().requires_grad_()
             for step in self.program.steps[self.program.head :]:
-                live[step.node.name] = _run(step, Context(ops=self._ops), live)
+                with self._timed("forward", step):
+                    live[step.node.name] = _run(step, Context(ops=self._ops), live)
                 for freed in step.frees:
                     live.pop(freed, None)
         output: Tensor = live[graph.output]
@@ -120,12 +138,13 @@ class Walk:
             context.targets, context.one_hot = targets, one_hot
             if name in exposed:
                 layers[name] = step.rule.at_output(self._materialise(relevance))
-            states = step.rule.propagate(context, relevance)
+            with self._timed("backward", step):
+                states = step.rule.propagate(context, relevance)
+                for source, state in zip(step.inputs, states, strict=True):
+                    if state is not None:
+                        arrived[source] = self._merge(arrived.get(source), state)
             if self._observer is not None:
-                self._observer(step, context, relevance, states)
-            for source, state in zip(step.inputs, states, strict=True):
-                if state is not None:
-                    arrived[source] = self._merge(arrived.get(source), state)
+                self._observer.went_back(step, context, relevance, states)
         final = arrived.get(graph.input)
         return None if final is None else self._materialise(final), layers
 
@@ -143,12 +162,16 @@ class Walk:
                 bounds=mapped.get(name),
                 wants_absorbed=self._observer is not None,
             )
-            live[name] = _run(step, context, live)
+            with self._timed("forward", step):
+                live[name] = _run(step, context, live)
             if step.rule is not None:
                 self._contexts[name] = context
             for freed in step.frees:
                 del live[freed]
         return live
+
+    def _timed(self, phase: Phase, step: Step) -> AbstractContextManager[None]:
+        return nullcontext() if self._observer is None else self._observer.timed(phase, step)
 
     def _materialise(self, relevance: Relevance) -> Tensor:
         return Context(ops=self._ops).materialise(relevance)

@@ -11,7 +11,7 @@ import pytest
 from rapkernels.evaluation import Cell, EvaluationError, Heading, Row, Table, draw_table
 from rapkernels.evaluation.chart import CONTROL_COLOUR, METHOD_COLOUR
 from rapkernels.evaluation.table import format_value
-from rapkernels.heatmap import save_figure
+from rapkernels.figures import save_figure
 
 pytestmark = pytest.mark.cpu_only
 

@@ -11,7 +11,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from rapkernels.heatmap import Caption, HeatmapError, colour_limit, draw, save_figure, sum_channels
+from rapkernels.figures import FigureError, save_figure
+from rapkernels.heatmap import Caption, HeatmapError, colour_limit, draw, sum_channels
 
 pytestmark = pytest.mark.cpu_only
 
@@ -110,5 +111,5 @@ def test_pyplot_has_no_figure_of_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["no/such/folder/map.png", "map.nosuchformat"])
 def test_a_file_that_cannot_be_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(HeatmapError, match="cannot be written"):
+    with pytest.raises(FigureError, match="cannot be written"):
         save_figure(draw(VIEW, relevance()), tmp_path / name)

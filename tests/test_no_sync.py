@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -249,7 +250,12 @@ def test_a_report_is_read_after_the_walk(backend: Any, watch: Watch) -> None:
     with watch, watch.permit():
         # A report may be read then, and is.
         _, report = rap.attribute(images(), return_report=True)
-    assert str(report) == str(expected)
+    times = {"forward_seconds": 0.0, "backward_seconds": 0.0}
+    timeless = [
+        replace(found, rows=tuple(replace(row, **times) for row in found), other_seconds=0.0)
+        for found in (report, expected)
+    ]
+    assert str(timeless[0]) == str(timeless[1])
 
 
 # ---- all methods --------------------------------------------------------------------------------

@@ -167,6 +167,19 @@ def refusing_to_wait() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+def test_times_of_a_report_are_those_of_the_stream(backend: Any) -> None:
+    explainer = rk.RAP(network("residual", torch.float32), backend=backend)
+    x = images(dtype=torch.float32)
+    explainer.attribute(x, 1)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    _, report = explainer.attribute(x, 1, return_report=True)
+    end.record()
+    end.synchronize()
+    assert all(row.forward_seconds >= 0 and row.backward_seconds >= 0 for row in report)
+    assert 0 < sum(row.seconds for row in report) < 1e-3 * begin.elapsed_time(end)
+
+
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Lets the read at the end of a call through; holds how many flags each one read."""

@@ -11,7 +11,8 @@ import torch
 from ..backends import Backend
 from ..comparison import Panel, draw_comparison
 from ..evaluation.methods import Method, Settings, choose_methods, maps_of_targets
-from ..heatmap import colour_limit, save_figure
+from ..figures import save_figure
+from ..heatmap import colour_limit
 from ..images import prepare_image, read_image
 from ..methods.rap import VariantName
 from ..metrics import map_correlation

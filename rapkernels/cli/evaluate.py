@@ -23,7 +23,7 @@ from ..evaluation import (
     read_boxes,
     with_targets,
 )
-from ..heatmap import save_figure
+from ..figures import save_figure
 from ..images import Preprocessing
 from ..methods.rap import VariantName
 from ..models import Classifier, load_classifier
@@ -145,7 +145,7 @@ def write(table: Table, stem: Path) -> list[Path]:
     """Write a table as STEM.txt, STEM.csv and STEM.png.
 
     Raises:
-        EvaluationError, HeatmapError: a file cannot be written.
+        EvaluationError, FigureError: a file cannot be written.
     """
     text, numbers, figure = (stem.with_name(stem.name + end) for end in (".txt", ".csv", ".png"))
     table.write_text(text)

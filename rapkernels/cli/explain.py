@@ -9,7 +9,8 @@ import numpy as np
 
 from ..backends import Backend
 from ..evaluation.methods import METHODS, Settings
-from ..heatmap import Caption, draw, save_figure
+from ..figures import save_figure
+from ..heatmap import Caption, draw
 from ..methods.rap import VariantName
 from ..models import load_classifier
 from . import options
