@@ -22,7 +22,8 @@ from rapkernels.plan import Plan, make_plan
 from rapkernels.program import Program
 from rapkernels.report import Recorder, Report
 from rapkernels.rules.base import Method
-from rapkernels.rules.choices import RuleChoices, read_choices, shown
+from rapkernels.rules.choices import Classes, RuleChoices, read_choices, shown
+from rapkernels.rules.classes import rule_classes
 from rapkernels.targets import Target, Targets, resolve_target, resolve_targets
 from rapkernels.walker import Bounds, Walk
 
@@ -235,6 +236,10 @@ class Explainer(ABC):
     ) -> Program:
         like = calls.like_for_export(self.model, x, findings)
         return cache_of(self.model).program(self.model, like, self._configured(), end)
+
+    def _classes(self, graph: Graph) -> Classes:
+        """The classes of rules of a graph's nodes."""
+        return rule_classes(graph, self.attention, self.rules)
 
     def _configured(self) -> Method:
         """The method with what the caller chose."""

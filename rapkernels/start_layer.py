@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from rapkernels import checks
 from rapkernels.errors import ArgumentError
-from rapkernels.graph import Graph
-from rapkernels.rules.choices import Choices
-from rapkernels.rules.classes import family_of, rule_classes
+from rapkernels.graph import Graph, Node
+from rapkernels.rules.choices import Classes
+from rapkernels.rules.classes import family_of, reached, rule_classes
 
 
-def find_start(graph: Graph, model: nn.Module, layer: str | None, choices: Choices = ()) -> str:
+def find_start(
+    graph: Graph, model: nn.Module, layer: str | None, classes: Classes | None = None
+) -> str:
     """The node where relevance starts.
 
     Args:
         graph: the graph of the model.
         model: the model.
         layer: path of a module: the last value that it computes. None for the last activation
-            function after a convolution whose value still has positions: in VGG-16 that is
-            "features.29", in a ResNet the end of its last block.
-        choices: rules that the caller chose: an operation is what its rule takes it for.
+            function after a convolution whose value still has positions and is no gate: in VGG-16
+            that is "features.29", in a ResNet the end of its last block.
+        classes: the classes of rules of the nodes, None for those of the table.
 
     Raises:
         ArgumentError: there is no such module, none to be found, or the first dimension of its
-            output is not the batch; or a choice names nothing.
+            output is not the batch.
     """
     active = [node for node in graph.nodes.values() if node.kind == "activation"]
     if layer is not None:
@@ -38,21 +42,35 @@ def find_start(graph: Graph, model: nn.Module, layer: str | None, choices: Choic
                 f"batch of {graph.batch}"
             )
         return last[layer]
-    families = {name: family_of(cls) for name, cls in rule_classes(graph, chosen=choices).items()}
-    for node in reversed(active):
+    classes = rule_classes(graph) if classes is None else classes
+    families = {name: family_of(cls) for name, cls in classes.items()}
+    signals = reached(graph, graph.output, classes)
+    candidates = [
+        node
+        for node in reversed(active)
+        if node.name in signals and _leads_with_samples(graph, node.name)
+    ]
+    for node in candidates:
         if (
             families[node.name] == "activation"
             and len(node.shape) > 2
-            and _leads_with_samples(graph, node.name)
             and any(families.get(name) == "conv" for name in graph.ancestors(node.name))
         ):
             return node.name
     raise ArgumentError(
-        "layer must be given, as a module path, where the model has no activation function after "
-        "a convolution, got None"
+        f"layer must be given, as a module path{_example(candidates, families)}, where the model "
+        "has no activation function after a convolution, got None"
     )
 
 
 def _leads_with_samples(graph: Graph, name: str) -> bool:
     shape = graph.shape_of(name)
     return graph.batch is None or bool(shape[:1] == (graph.batch,))
+
+
+def _example(candidates: Sequence[Node], families: dict[str, str]) -> str:
+    """A layer to choose: the last activation function, else the last value that has positions."""
+    activations = [node for node in candidates if families[node.name] == "activation"]
+    placed = [node for node in candidates if len(node.shape) > 2]
+    paths = [node.module for node in (*activations, *placed) if node.module]
+    return f' such as "{paths[0]}"' if paths else ""

@@ -314,3 +314,47 @@ def test_relevance_starts_where_samples_are_rows(method: str) -> None:
     torch.testing.assert_close(relevance[:1], METHODS[method](model).attribute(x[:1], 1))
     with pytest.raises(ArgumentError, match="whose output has one row per sample, got 'b'"):
         METHODS[method](model, layer="b").attribute(x, 1)
+
+
+def _gated(m: Any, x: Tensor) -> Tensor:
+    y = m.active(m.a(x))
+    return m.fc((m.b(y) * m.gate(m.squeeze(y.mean((2, 3), keepdim=True)))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_start_is_no_gate(method: str) -> None:
+    layers: dict[str, nn.Module] = {"a": conv(3), "b": conv(), "squeeze": conv(4, 4, 1)}
+    layers |= {"active": nn.SiLU(), "gate": nn.Sigmoid(), "fc": nn.Linear(4, 5)}
+    model, x = seeded(lambda: Function(_gated, **layers)), images()
+    found = METHODS[method](model).attribute(x, 1)
+    assert torch.equal(found, METHODS[method](model, layer="active").attribute(x, 1))
+
+
+class Sine(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_default_start_is_chosen_with_the_callers_rules(method: str) -> None:
+    model = seeded(lambda: nn.Sequential(conv(3), Sine(), nn.Flatten(), nn.Linear(144, 5)))
+    x, rules = images(), {"1": "identity"}
+    found = METHODS[method](model, rules=rules).attribute(x, 1)
+    assert torch.equal(found, METHODS[method](model, "1", rules=rules).attribute(x, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.ReLU(), nn.Linear(5, 5)),
+            ' such as "2"',
+        ),
+        (nn.Sequential(conv(3), nn.Flatten(), nn.Linear(144, 5)), ' such as "0"'),
+        (nn.Sequential(nn.Flatten(), nn.Linear(108, 5)), ""),
+    ],
+)
+def test_where_there_is_no_default_an_example_is_given(model: nn.Module, example: str) -> None:
+    message = f"layer must be given, as a module path{example}, where the model has no activation"
+    with pytest.raises(ArgumentError, match=message):
+        rk.AttributionEquilibrium(model.double().eval()).attribute(images(), 1)

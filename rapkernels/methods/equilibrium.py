@@ -46,7 +46,9 @@ class AttributionEquilibrium(Explainer):
     Args:
         model: the module to explain, in eval mode. It takes one tensor and returns one.
         layer: path of the module at whose output the map starts; None for the last activation
-            function after a convolution that still has positions ("features.29" in VGG-16).
+            function after a convolution that still has positions and is no gate ("features.29" in
+            VGG-16; in transformers and ConvNeXt inside of the last block's MLP, so that
+            "encoder.ln" or "features" takes in all of it).
         ratio: weight r of the positive part; the published values are from 1 to 2. The larger, the
             more of the map is positive.
         backend: "auto" (native where built), "native" or "reference".
@@ -87,7 +89,7 @@ class AttributionEquilibrium(Explainer):
 
     @override
     def _end(self, graph: Graph) -> str | None:
-        return find_start(graph, self.model, self.layer, self.rules)
+        return find_start(graph, self.model, self.layer, self._classes(graph))
 
     @override
     def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:
