@@ -28,6 +28,9 @@ _READS_SHAPE = {
     )
 }
 
+# Of their second argument they read the type, device or shape.
+_READS_FIRST = {"aten.type_as.default", "aten.to.other", "aten.expand_as.default"}
+
 # They ask for the memory layout that the model was exported with, which values need not have here.
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default"}
 
@@ -196,8 +199,12 @@ def _nodes(
             continue
         source = node.args[0] if is_element else node
         kind: Kind = "constant"
+        read = source.all_input_nodes
         if (
-            any(other.name in active for other in source.all_input_nodes)
+            any(
+                other.name in active
+                for other in (read[:1] if str(source.target) in _READS_FIRST else read)
+            )
             and str(source.target) not in _READS_SHAPE
             and (_is_continuous(node.meta.get("val")) or _is_sequence(node))
         ):

@@ -232,6 +232,8 @@ PASSING: dict[str, Operation] = {
     "leaky relu": lambda _, y: functional.leaky_relu(y, 0.2),
     "prelu": lambda m, y: functional.prelu(y, m.norm.weight[0]),
     "to another's device": lambda _, y: y.to(y.detach()),
+    "of another's type": lambda m, y: y.type_as(m.gate(y)) + m.norm.weight[None].type_as(y),
+    "expanded like another": lambda m, y: y * m.norm.weight[None, None].expand_as(y),
     "softplus": lambda _, y: functional.softplus(y),
     "tanh": lambda _, y: torch.tanh(y),
 }

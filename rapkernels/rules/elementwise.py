@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
+from rapkernels.graph import Graph, Node
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
 
@@ -21,13 +23,15 @@ class Identity(Rule):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
-        if len(site.inputs) != 1:
+        if len(self.carried(site.graph, site.node)) != 1:
             raise NoRuleError("the rule identity needs an operation of one activation")
         if site.graph.shape_of(site.inputs[0]) != site.node.shape:
             raise NoRuleError("the rule identity needs an output shaped like the input")
 
     @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
+    def backward(
+        self, ctx: Context, relevance: Relevance
+    ) -> Relevance | Sequence[Relevance | None]:
         return relevance
 
 
@@ -72,14 +76,21 @@ class Cast(Identity):
     name = "cast"
     family: ClassVar[str] = "structure"
 
+    @classmethod
+    @override
+    def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
+        # Another activation may say which type is wanted.
+        return graph.activations(node)[:1]
+
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         ctx.save(args[0].dtype)
         return super().forward(ctx, *args, **kwargs)
 
     @override
-    def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        return cast(ctx, relevance, ctx.saved[0])
+    def backward(self, ctx: Context, relevance: Relevance) -> list[Relevance | None]:
+        others = len(self.site.inputs) - 1
+        return [cast(ctx, relevance, ctx.saved[0]), *[None] * others]
 
 
 def cast(ctx: Context, relevance: Relevance, dtype: torch.dtype) -> Relevance:
