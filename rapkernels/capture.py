@@ -238,6 +238,11 @@ def _node(node: fx.Node, source: fx.Node, kind: Kind) -> Node:
     args = tuple(_own(value) for value in source.args)
     kwargs = {key: _own(value) for key, value in source.kwargs.items()}
     target: Any = source.target
+    if str(target) == "aten.squeeze.default":
+        # A batch of one sample stays a batch.
+        size = source.args[0].meta["val"].shape  # type: ignore[union-attr]
+        ones = [dim for dim, edge in enumerate(size) if isinstance(edge, int) and edge == 1]
+        target, args = torch.ops.aten.squeeze.dims, (args[0], ones)
     return Node(
         name=node.name,
         operation=str(target) if hasattr(target, "_schema") else getattr(target, "__name__", "?"),

@@ -15,7 +15,7 @@ from rapkernels.cache import cache_of, fingerprint
 from rapkernels.capture import capture
 from rapkernels.graph import Graph, map_refs
 from rapkernels.methods.rap import rap_method
-from tests.networks import drawn
+from tests.networks import Function, drawn
 
 
 def evaluate(graph: Graph, module: nn.Module, x: Tensor) -> Tensor:
@@ -222,6 +222,13 @@ def test_a_model_may_end_in_an_in_place_operation(activation: nn.Module) -> None
     x = images(2, 2)
     with torch.no_grad():
         torch.testing.assert_close(evaluate(capture(model, x), model, x), model(x))
+
+
+def test_squeezing_leaves_the_batch() -> None:
+    model = Function(lambda _, x: x.mean((2, 3), keepdim=True).squeeze())
+    graph = capture(model, images(2))
+    assert evaluate(graph, model, images(1)).shape == (1, 3)
+    torch.testing.assert_close(evaluate(graph, model, images(4)), model(images(4)))
 
 
 def test_unneeded_operations_are_left_out() -> None:
