@@ -18,6 +18,7 @@ from rapkernels.errors import ArgumentError, ExportError
 from rapkernels.export_threads import prepare_export
 from rapkernels.functionalise import functionalise
 from rapkernels.graph import Dimension, Graph, Kind, Node, Ref, bind_arguments
+from rapkernels.logits import without_softmax
 
 # Their results depend on the shape of their input alone.
 _READS_SHAPE = {
@@ -42,7 +43,8 @@ def capture(module: torch.nn.Module, x: Tensor) -> Graph:
     """Export a module for inputs like ``x`` and return its functional graph.
 
     The graph holds for any batch size where ``torch.export`` allows it (``graph.batch`` is then
-    set), else for the batch size of ``x``. The module is not modified.
+    set), else for the batch size of ``x``. It ends before a softmax that is the model's output. The
+    module is not modified.
 
     Raises:
         ArgumentError: the model itself refuses inputs of the shape of ``x``, does not return one
@@ -54,7 +56,7 @@ def capture(module: torch.nn.Module, x: Tensor) -> Graph:
         prepare_export()
         program, graph, names = functionalise(_export(_double(module), x))
         decompose(graph)
-    return _convert(module, program, graph, names)
+    return without_softmax(_convert(module, program, graph, names))
 
 
 def _double(module: torch.nn.Module) -> torch.nn.Module:

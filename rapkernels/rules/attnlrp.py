@@ -39,8 +39,7 @@ class Softmax(Rule):
         super().__init__(site)
         if site.method.attention != "attnlrp":
             raise NoRuleError(
-                'relevance passes a softmax with attention="attnlrp" alone; where it is the output '
-                "of the model, explain the logits before it"
+                'relevance passes a softmax inside of a model with attention="attnlrp" alone'
             )
         self._dim = int(site.node.arguments["dim"]) % len(site.node.shape)
 

@@ -17,7 +17,7 @@ from rapkernels.rules.conv import Convolution
 from rapkernels.rules.elementwise import ACTIVATIONS, Activation, Cast, Copy, Identity
 from rapkernels.rules.extremes import Extremum, choose_larger
 from rapkernels.rules.linear import LINEAR_OPERATIONS, Linear
-from rapkernels.rules.mixing import Attention, Bicubic, Resampling, Sampling, WeightedSum
+from rapkernels.rules.mixing import Attention, WeightedSum
 from rapkernels.rules.normalisation import NORMALISATIONS, Normalisation
 from rapkernels.rules.pool import (
     AdaptiveAveragePool,
@@ -27,6 +27,7 @@ from rapkernels.rules.pool import (
     Reduction,
 )
 from rapkernels.rules.product import choose_product
+from rapkernels.rules.resampling import Bicubic, Resampling, Sampling
 from rapkernels.rules.structure import (
     BorderPad,
     Concatenation,
