@@ -5,6 +5,7 @@ from rapkernels._library import build_info
 from rapkernels._version import __version__
 from rapkernels.activation_patterns import activation_pattern_prediction
 from rapkernels.attribution import attribute
+from rapkernels.masked_target import MaskedTarget
 from rapkernels.methods import LRP, RAP, AttributionEquilibrium, ClassDistribution, SharingRatio
 from rapkernels.relevance import Relevance
 from rapkernels.rules import Rule, register_rule, unregister_rule
@@ -14,6 +15,7 @@ __all__ = [
     "RAP",
     "AttributionEquilibrium",
     "ClassDistribution",
+    "MaskedTarget",
     "Relevance",
     "Rule",
     "SharingRatio",

@@ -14,6 +14,8 @@ from rapkernels.cache import cache_of
 from rapkernels.errors import UnsupportedNode, UnsupportedOperationError
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph, Node, refs
+from rapkernels.inputs import Inputs
+from rapkernels.outputs import Output, read_output
 from rapkernels.rules.attnlrp import Softmax
 from rapkernels.rules.base import Rule
 from rapkernels.rules.choices import Classes
@@ -34,7 +36,9 @@ _ADAPTIVE_MAX_POOL: dict[int, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-def activation_pattern_prediction(model: nn.Module, x: Tensor, constant: float = 1.0) -> Tensor:
+def activation_pattern_prediction(
+    model: nn.Module, x: Tensor, constant: float = 1.0, output: Output = None
+) -> Tensor:
     """Predict from the activation pattern of an input, without its values.
 
     Which neurons are active and which entries win in max pools is recorded on ``x``; then an input
@@ -47,9 +51,11 @@ def activation_pattern_prediction(model: nn.Module, x: Tensor, constant: float =
     inferred: the algorithm itself could not be read.
 
     Args:
-        model: the module, in eval mode. It takes one tensor and returns one.
+        model: the module, in eval mode. It takes one tensor.
         x: ``(N, ...)``, what the model takes, finite.
         constant: the value of the input that runs through the pattern.
+        output: which tensor of what the model returns is wanted, see
+            :class:`~rapkernels.explainer.Explainer`.
 
     Returns:
         What the model returns for it: the logits, ``(N, ...)``, detached.
@@ -65,26 +71,29 @@ def activation_pattern_prediction(model: nn.Module, x: Tensor, constant: float =
     checks.check_eval_mode(model)
     checks.check_input(model, x)
     checks.check_finite_number("constant", constant)
+    path = read_output(output)
     findings = Findings(x.device)
     checks.check_finite(x, findings)
     with calls.settings(x):
-        like = calls.like_for_export(model, x, findings, "activation_pattern_prediction")
-        graph = cache_of(model).graph(model, like)
+        inputs, function = Inputs.of(model, x), "activation_pattern_prediction"
+        like = calls.like_for_export(model, inputs, path, findings, function)
+        graph = cache_of(model).graph(model, like, path)
         classes = rule_classes(graph)
         signals = reached(graph, graph.output, classes)
         _check_supported(graph, classes, signals)
         if x.shape[0] == 0:
             return x.new_zeros(calls.output_shape(graph, 0))
         known: dict[str, Any] = graph.values(model)
-        actual = {**known, graph.input: x.detach()}
-        probe = {**known, graph.input: torch.full_like(x, constant)}
+        (only,) = graph.inputs
+        actual = {**known, only: x.detach()}
+        probe = {**known, only: torch.full_like(x, constant)}
         for node in graph.nodes.values():
             actual[node.name] = probe[node.name] = node.run(actual)
             if node.name in signals:
                 probe[node.name] = _probed(graph, node, classes[node.name], actual, probe)
         findings.settle()
-        output: Tensor = probe[graph.output]
-        return output
+        predicted: Tensor = probe[graph.output]
+        return predicted
 
 
 def _probed(

@@ -8,10 +8,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from rapkernels.capture import capture
 from rapkernels.graph import Graph
+from rapkernels.inputs import Inputs
+from rapkernels.outputs import OutputPath
 from rapkernels.program import Program, compile_program
 from rapkernels.rules.base import Method
 from rapkernels.rules.registry import table_version
@@ -30,29 +32,32 @@ class ProgramCache:
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
         self._programs: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
 
-    def graph(self, module: nn.Module, x: Tensor) -> Graph:
-        """The graph for inputs like ``x``; exports the module if it must.
+    def graph(self, module: nn.Module, x: Any, output: OutputPath = ()) -> Graph:
+        """The graph for inputs like ``x``, up to one output; exports the module if it must.
 
         Raises:
             ArgumentError, ExportError: see :func:`rapkernels.capture.capture`.
         """
         with self._lock:
-            return self._graph(module, x)
+            return self._graph(module, x, output)
 
     def program(
         self,
         module: nn.Module,
-        x: Tensor,
+        x: Any,
         method: Method,
         end: Callable[[Graph], str | None] | None = None,
+        output: OutputPath = (),
     ) -> Program:
         """The program for inputs like ``x``; exports the module if it must.
 
         Args:
             module: the module.
-            x: an input.
+            x: an input, or :class:`~rapkernels.inputs.Inputs`.
             method: chooses the rules.
             end: finds the name of the value where relevance starts; None for the output.
+            output: where the tensor is in what the module returns, see
+                :func:`rapkernels.capture.capture`.
 
         Raises:
             ArgumentError, ExportError: see :func:`rapkernels.capture.capture`.
@@ -60,7 +65,7 @@ class ProgramCache:
             ArgumentError: ``end`` finds none.
         """
         with self._lock:
-            graph = self._graph(module, x)
+            graph = self._graph(module, x, output)
             # Graphs are compared by identity, and the key keeps this one alive.
             start = None if end is None else end(graph)
             compiled = graph, method, start, table_version()
@@ -70,25 +75,27 @@ class ProgramCache:
                 _put(self._programs, compiled, program)
             return program
 
-    def has_graph(self, module: nn.Module, x: Tensor) -> bool:
+    def has_graph(self, module: nn.Module, x: Any, output: OutputPath = ()) -> bool:
         """Whether the module has been exported for inputs like ``x``."""
         with self._lock:
-            return self._known(_key(module, x), x) is not None
+            inputs = Inputs.of(module, x)
+            return self._known(_key(module, inputs, output), inputs.samples) is not None
 
-    def _graph(self, module: nn.Module, x: Tensor) -> Graph:
-        key = _key(module, x)
-        graph = self._known(key, x)
+    def _graph(self, module: nn.Module, x: Any, output: OutputPath) -> Graph:
+        inputs = Inputs.of(module, x)
+        key = _key(module, inputs, output)
+        graph = self._known(key, inputs.samples)
         if graph is None:
-            graph = capture(module, x)
-            _put(self._graphs, key if graph.batch is not None else (*key, x.shape[0]), graph)
+            graph = capture(module, x, output)
+            _put(self._graphs, key if graph.batch is not None else (*key, inputs.samples), graph)
         return graph
 
-    def _known(self, key: tuple[Any, ...], x: Tensor) -> Graph | None:
-        return self._graphs.get(key) or self._graphs.get((*key, x.shape[0]))
+    def _known(self, key: tuple[Any, ...], samples: int) -> Graph | None:
+        return self._graphs.get(key) or self._graphs.get((*key, samples))
 
 
-def _key(module: nn.Module, x: Tensor) -> tuple[Any, ...]:
-    return tuple(x.shape[1:]), x.dtype, x.device, fingerprint(module)
+def _key(module: nn.Module, inputs: Inputs, output: OutputPath) -> tuple[Any, ...]:
+    return inputs.key, output, fingerprint(module)
 
 
 def _put(cache: OrderedDict[tuple[Any, ...], Any], key: tuple[Any, ...], value: Any) -> None:

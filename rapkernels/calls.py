@@ -21,6 +21,8 @@ from rapkernels.errors import (
 )
 from rapkernels.findings import Findings, warn
 from rapkernels.graph import Graph
+from rapkernels.inputs import Inputs
+from rapkernels.outputs import OutputPath
 from rapkernels.program import Program
 from rapkernels.walker import Bounds, Walk
 
@@ -43,43 +45,49 @@ class Explained(NamedTuple):
     """What one run of a program gives.
 
     Attributes:
-        relevance: ``(T * N, ...)``, relevance of the input, target-major.
+        relevance: ``(T * N, ...)``, relevance of each explained input by its name in the graph,
+            target-major.
         exposed: the same of nodes, by name.
-        target: ``(T, N)`` int64, flat indices of the outputs that were explained.
+        target: ``(T, N)`` int64, flat indices of the outputs that were explained, or bool
+            ``(T, N, ...)``, the entries.
         score: ``(T, N)``, see :class:`Start`.
     """
 
-    relevance: Tensor
+    relevance: dict[str, Tensor]
     exposed: dict[str, Tensor]
     target: Tensor
     score: Tensor
 
 
-# (walk, output (N, ...), target (T, N), findings) -> where the walk back starts.
+# (walk, output (N, ...), target of Explained, findings) -> where the walk back starts.
 Begin = Callable[[Walk, Tensor, Tensor, Findings], Start]
 
 
 def like_for_export(
-    model: nn.Module, x: Tensor, findings: Findings, function: str = "attribute"
-) -> Tensor:
-    """An input that the model can be exported for.
+    model: nn.Module,
+    inputs: Inputs,
+    output: OutputPath,
+    findings: Findings,
+    function: str = "attribute",
+) -> Inputs:
+    """Inputs that the model can be exported for.
 
     Raises:
         ExportError: it would have to be exported while a CUDA graph is captured.
     """
     # An empty batch cannot be exported with a fixed batch size.
-    like = x if x.shape[0] else x.new_zeros((1, *x.shape[1:]))
-    if findings.capturing and not cache_of(model).has_graph(model, like):
+    like = inputs if inputs.samples else inputs.zeros(1)
+    if findings.capturing and not cache_of(model).has_graph(model, like, output):
         raise ExportError(
             f"model must have been exported before a CUDA graph is captured: call {function} "
-            f"once with an input of shape {list(x.shape)} before capturing"
+            f"once with {inputs.shapes()} before capturing"
         )
     return like
 
 
 def run(
     walk: Walk,
-    x: Tensor,
+    inputs: Inputs,
     chosen: Tensor | None,
     begin: Begin,
     findings: Findings,
@@ -90,63 +98,72 @@ def run(
 
     Args:
         walk: the program, ready to run.
-        x: ``(N, ...)``, the input, N at least 1.
-        chosen: ``(T, N)`` int64, flat indices into the outputs; None for the largest.
+        inputs: what the model takes, N at least 1.
+        chosen: target as in :class:`Explained`; None for the largest output.
         begin: makes the relevance that is sent back.
         findings: takes the checks of the output.
-        bounds: lowest and highest values of ``x``, of its shape.
+        bounds: lowest and highest values of a single input, of its shape.
         exposed: names of nodes whose relevance is wanted.
     """
-    output = walk.forward(fast_layout(x), bounds)
-    scores = output.detach().reshape(x.shape[0], -1)
+    output = walk.forward([fast_layout(tensor) for tensor in inputs.tensors], bounds)
+    scores = output.detach().reshape(inputs.samples, -1)
     finite = torch.isfinite(scores).all(1)
     findings.check(finite, lambda: ~finite.all(), partial(_refuse_non_finite, finite))
     index = scores.argmax(1)[None] if chosen is None else chosen
     start = begin(walk, output, index, findings)
     del output, scores
-    relevance, found = send_back(walk, x, start, exposed)
+    relevance, found = send_back(walk, inputs, start, exposed)
     return Explained(relevance, found, index, start.score)
 
 
 def send_back(
-    walk: Walk, x: Tensor, start: Start, exposed: Collection[str] = ()
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Send relevance to the input of a walk that has run forward.
+    walk: Walk, inputs: Inputs, start: Start, exposed: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Send relevance to the inputs of a walk that has run forward.
 
     Returns:
-        The relevance of the input and that of the exposed nodes: zeros where none arrives.
+        The relevance of each explained input and that of the exposed nodes: zeros where none
+        arrives.
     """
     graph, samples = walk.program.graph, start.relevance.shape[0]
     arrived, maps = walk.backward(start.relevance, exposed, start.one_hot)
-    if arrived is None:
-        arrived = x.new_zeros((samples, *x.shape[1:]))
+    relevance = {}
+    for name, x in zip(graph.explained, inputs.explained, strict=True):
+        if name not in arrived:
+            arrived[name] = x.new_zeros((samples, *x.shape[1:]))
+        relevance[name] = _laid_out_like(x, arrived[name])
+    first = inputs.explained[0]
     found = {
         name: maps[name].contiguous()
         if name in maps
-        else x.new_zeros((samples, *graph.sized(graph.shape_of(name), x.shape[0])[1:]))
+        else first.new_zeros((samples, *graph.sized(graph.shape_of(name), inputs.samples)[1:]))
         for name in exposed
     }
-    return _laid_out_like(x, arrived), found
+    return relevance, found
 
 
-def start_from_output(output: Tensor, target: Tensor, values: Tensor) -> Tensor:
-    """Relevance of an output with one entry for each sample and target.
+def start_from_output(output: Tensor, target: Tensor) -> Start:
+    """Send the target's entries of an output back.
 
     Args:
-        output: ``(N, ...)``.
-        target: ``(T, N)`` int64, flat indices into the outputs.
-        values: ``(T, N)``, the entries.
-
-    Returns:
-        ``(T * N, ...)``, target-major.
+        output: ``(N, ...)``, or what takes its place.
+        target: as in :class:`Explained`.
     """
+    score = scores_of(output, target)
+    if target.dtype == torch.bool:
+        entries = torch.where(target, output, 0)
+        return Start(entries.flatten(0, 1), False, score)
     size = output[0].numel()
-    start = values.new_zeros(*target.shape, size).scatter_(2, target[..., None], values[..., None])
-    return start.reshape(-1, *output.shape[1:])
+    start = score.new_zeros(*target.shape, size).scatter_(2, target[..., None], score[..., None])
+    return Start(start.reshape(-1, *output.shape[1:]), True, score)
 
 
 def scores_of(output: Tensor, target: Tensor) -> Tensor:
-    """The outputs ``(T, N)`` at flat indices ``(T, N)``."""
+    """The outputs ``(T, N)`` at the target of :class:`Explained`, summed where it is a mask."""
+    if target.dtype == torch.bool:
+        # Halves have no room for the sum over many positions.
+        wide = torch.promote_types(output.dtype, torch.float32)
+        return torch.where(target, output, 0).flatten(2).sum(2, dtype=wide)
     return output.reshape(output.shape[0], -1).gather(1, target.t()).t()
 
 
@@ -156,7 +173,7 @@ def warn_of_non_positive(score: Tensor, findings: Findings) -> None:
 
 
 @contextmanager
-def settings(x: Tensor) -> Iterator[None]:
+def settings(x: Tensor | Inputs) -> Iterator[None]:
     """Neither gradients nor autocast nor inference mode, whatever the caller has switched on."""
     with (
         torch.inference_mode(False),
@@ -238,12 +255,16 @@ def _last_nodes(program: Program, names: Collection[str]) -> dict[str, str]:
     }
 
 
-def empty(program: Program, x: Tensor, targets: int, exposed: Collection[str]) -> Explained:
+def empty(program: Program, inputs: Inputs, targets: int, exposed: Collection[str]) -> Explained:
     """What the run of an empty batch gives."""
-    graph = program.graph
+    graph, x = program.graph, inputs.explained[0]
     found = {name: x.new_zeros((0, *graph.sized(graph.shape_of(name), 0)[1:])) for name in exposed}
+    relevance = {
+        name: torch.empty_like(tensor)
+        for name, tensor in zip(graph.explained, inputs.explained, strict=True)
+    }
     none = x.new_zeros((targets, 0))
-    return Explained(torch.empty_like(x), found, none.to(torch.int64), none)
+    return Explained(relevance, found, none.to(torch.int64), none)
 
 
 def _refuse_non_finite(finite: Tensor) -> NoReturn:

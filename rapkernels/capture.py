@@ -6,6 +6,7 @@ import copy
 import operator
 import threading
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from rapkernels.decompose import decompose
 from rapkernels.errors import ArgumentError, ExportError
 from rapkernels.export_threads import prepare_export
 from rapkernels.functionalise import functionalise
-from rapkernels.graph import Dimension, Graph, Kind, Node, Ref, bind_arguments
+from rapkernels.graph import Dimension, Expression, Graph, Kind, Node, Ref, bind_arguments
+from rapkernels.inputs import Inputs
 from rapkernels.logits import without_softmax
+from rapkernels.outputs import OutputPath, select_output
 
 # Their results depend on the shape of their input alone.
 _READS_SHAPE = {
@@ -39,24 +42,57 @@ _VIEWS = {"aten.view.default", "aten._unsafe_view.default"}
 _EXPORT_LOCK = threading.Lock()
 
 
-def capture(module: torch.nn.Module, x: Tensor) -> Graph:
+def capture(module: torch.nn.Module, x: Any, output: OutputPath = ()) -> Graph:
     """Export a module for inputs like ``x`` and return its functional graph.
 
     The graph holds for any batch size where ``torch.export`` allows it (``graph.batch`` is then
     set), else for the batch size of ``x``. It ends before a softmax that is the model's output. The
     module is not modified.
 
+    Args:
+        module: the module.
+        x: what it takes, as the caller gives it or :class:`~rapkernels.inputs.Inputs`.
+        output: where the tensor is in what it returns, from
+            :func:`rapkernels.outputs.read_output`. The graph has what that tensor needs.
+
     Raises:
         ArgumentError: the model itself refuses inputs of the shape of ``x``, does not return one
-            tensor, or its output does not depend on ``x``.
+            tensor at ``output``, or that does not depend on ``x``.
         ExportError: the model runs and cannot be exported.
     """
+    inputs = Inputs.of(module, x)
     with _EXPORT_LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepare_export()
-        program, graph, names = functionalise(_export(_double(module), x))
+        call = _Call(_double(module), inputs, output, type(module).__name__)
+        program, graph, names = functionalise(_export(call, inputs))
         decompose(graph)
-    return without_softmax(_convert(module, program, graph, names))
+    return without_softmax(_convert(module, inputs, program, graph, names))
+
+
+# Where the model is in what is exported.
+_MODEL = "model"
+
+
+class _Call(torch.nn.Module):
+    """A model as a function of plain tensors that returns one tensor."""
+
+    def __init__(
+        self, model: torch.nn.Module, inputs: Inputs, output: OutputPath, name: str
+    ) -> None:
+        super().__init__()
+        self.add_module(_MODEL, model)
+        self.inputs, self.output, self.name = inputs, output, name
+        self.training = model.training
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Run the model and choose from what it returns."""
+        args, kwargs = self.inputs.arguments(tensors)
+        return select_output(self.get_submodule(_MODEL)(*args, **kwargs), self.output, self.name)
+
+
+def _path_in_model(path: str) -> str:
+    return path.removeprefix(_MODEL).removeprefix(".")
 
 
 def _double(module: torch.nn.Module) -> torch.nn.Module:
@@ -87,35 +123,39 @@ def _exportable(tensor: Tensor) -> Tensor:
     return torch.nn.Parameter(copied, requires_grad=False) if is_parameter else copied
 
 
-def _export(module: torch.nn.Module, x: Tensor) -> ExportedProgram:
+def _export(call: _Call, inputs: Inputs) -> ExportedProgram:
     # An example batch of 1 would fix the batch size at 1.
-    example = x.new_zeros((2, *x.shape[1:]))
-    shapes = ({0: Dim.DYNAMIC},)
+    example = inputs.zeros(2).tensors
+    shapes = {"tensors": tuple({0: Dim.DYNAMIC} for _ in example)}
     try:
-        return torch.export.export(module, (example,), dynamic_shapes=shapes, strict=False)
+        return torch.export.export(call, example, dynamic_shapes=shapes, strict=False)
+    except ArgumentError:
+        raise
     except Exception:
-        _check_runs(module, x)
+        _check_runs(call, inputs)
     try:
-        return torch.export.export(module, (torch.zeros_like(x),), strict=False)
+        return torch.export.export(call, inputs.zeros(inputs.samples).tensors, strict=False)
     except Exception as error:
         raise ExportError(
             "model must be exportable by torch.export (no Python control flow that depends on the "
-            f"values of tensors), but exporting {type(module).__name__} for x of shape "
-            f"{list(x.shape)} raised {type(error).__name__}: {_first_line(error)}"
+            f"values of tensors), but exporting {call.name} for {inputs.shapes()} raised "
+            f"{type(error).__name__}: {_first_line(error)}"
         ) from error
 
 
-def _check_runs(module: torch.nn.Module, x: Tensor) -> None:
-    """Tell a model that refuses ``x`` from one that cannot be exported."""
-    if isinstance(module, torch.jit.ScriptModule | torch.nn.DataParallel):
+def _check_runs(call: _Call, inputs: Inputs) -> None:
+    """Tell a model that refuses its inputs from one that cannot be exported."""
+    model = call.get_submodule(_MODEL)
+    if isinstance(model, torch.jit.ScriptModule | torch.nn.DataParallel):
         return  # Those cannot be run apart from their buffers.
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     try:
-        torch.func.functional_call(module, buffers, (torch.zeros_like(x),))
+        arguments = inputs.arguments(inputs.zeros(inputs.samples).tensors)
+        torch.func.functional_call(model, buffers, *arguments)
     except Exception as error:
         raise ArgumentError(
-            f"x must have the shape that the model takes, but for x of shape {list(x.shape)} "
-            f"{type(module).__name__} itself raised {type(error).__name__}: {_first_line(error)}"
+            f"x must have the shape that the model takes, but for {inputs.shapes()} "
+            f"{call.name} itself raised {type(error).__name__}: {_first_line(error)}"
         ) from error
 
 
@@ -124,52 +164,52 @@ def _first_line(error: BaseException) -> str:
 
 
 def _convert(
-    module: torch.nn.Module, program: ExportedProgram, fx_graph: fx.Graph, names: dict[str, str]
+    module: torch.nn.Module,
+    given: Inputs,
+    program: ExportedProgram,
+    fx_graph: fx.Graph,
+    names: dict[str, str],
 ) -> Graph:
     attributes: dict[str, str] = {}
     constants: dict[str, Any] = {}
-    inputs: list[str] = []
+    placeholders: list[str] = []
     for spec in program.graph_signature.input_specs:
         name, path = names[spec.arg.name], spec.target
         if spec.kind is InputKind.USER_INPUT:
-            inputs.append(name)
-        elif path is not None and _has_tensor(module, path):
-            attributes[name] = path
+            placeholders.append(name)
+        elif path is not None and _has_tensor(module, _path_in_model(path)):
+            attributes[name] = _path_in_model(path)
         elif path is not None:
             constants[name] = program.constants[path]
-    outputs = [
+    inputs: dict[str, Kind] = {
+        name: "activation" if tensor.is_floating_point() else "constant"
+        for name, tensor in zip(placeholders, given.tensors, strict=True)
+    }
+    (output,) = [
         names[spec.arg.name]
         for spec in program.graph_signature.output_specs
         if spec.kind is OutputKind.USER_OUTPUT and isinstance(spec.arg, TensorArgument)
     ]
-    if len(outputs) != 1:
-        raise ArgumentError(
-            f"model must return exactly one tensor, but {type(module).__name__} returns "
-            f"{len(outputs)}: wrap it in a module that returns the logits"
-        )
-    placeholder = next(node for node in fx_graph.nodes if node.name == inputs[0])
-    size = placeholder.meta["val"].shape[0]
-    nodes = _nodes(program, fx_graph, inputs[0], outputs[0], constants)
-    if outputs[0] != inputs[0] and (
-        outputs[0] not in nodes or nodes[outputs[0]].kind != "activation"
-    ):
-        raise ArgumentError(
-            f"model must compute its output from x, but {type(module).__name__} "
-            "returns a tensor that does not depend on x, or by integers alone"
-        )
-    return Graph(
-        nodes=nodes,
-        input=inputs[0],
-        output=outputs[0],
+    shapes = _Shapes(fx_graph, placeholders)
+    graph = Graph(
+        nodes=_nodes(program, fx_graph, inputs, output, constants, shapes),
+        inputs=inputs,
+        output=output,
         attributes=attributes,
         constants=constants,
-        batch=size.node.expr if isinstance(size, torch.SymInt) else None,
+        batch=shapes.batch,
         shapes={
-            node.name: _shape(node)
+            node.name: shapes.of(node)
             for node in fx_graph.nodes
             if node.op in ("placeholder", "get_attr")
         },
     )
+    if not graph.is_activation(output):
+        raise ArgumentError(
+            f"model must compute its output from x, but {type(module).__name__} "
+            "returns a tensor that does not depend on x"
+        )
+    return graph
 
 
 def _has_tensor(module: torch.nn.Module, path: str) -> bool:
@@ -182,13 +222,14 @@ def _has_tensor(module: torch.nn.Module, path: str) -> bool:
 def _nodes(
     program: ExportedProgram,
     fx_graph: fx.Graph,
-    input_name: str,
+    inputs: dict[str, Kind],
     output_name: str,
     constants: dict[str, Any],
+    shapes: _Shapes,
 ) -> dict[str, Node]:
     """Convert what the output needs; an element of a result becomes a node of its own."""
     nodes: dict[str, Node] = {}
-    active = {input_name}
+    active = {name for name, kind in inputs.items() if kind == "activation"}
     needed = _needed(fx_graph, output_name)
     for node in fx_graph.nodes:
         if node not in needed or node.op in ("placeholder", "output"):
@@ -212,7 +253,7 @@ def _nodes(
         ):
             kind = "activation"
             active.add(node.name)
-        nodes[node.name] = _node(node, source, kind)
+        nodes[node.name] = _node(node, source, kind, shapes.of(node))
     return nodes
 
 
@@ -236,7 +277,7 @@ def _is_sequence(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), tuple | list)
 
 
-def _node(node: fx.Node, source: fx.Node, kind: Kind) -> Node:
+def _node(node: fx.Node, source: fx.Node, kind: Kind, shape: tuple[Dimension, ...]) -> Node:
     args = tuple(_own(value) for value in source.args)
     kwargs = {key: _own(value) for key, value in source.kwargs.items()}
     target: Any = source.target
@@ -252,11 +293,16 @@ def _node(node: fx.Node, source: fx.Node, kind: Kind) -> Node:
         args=args,
         kwargs=kwargs,
         arguments=bind_arguments(target, args, kwargs),
-        modules=tuple(path for path, _ in source.meta.get("nn_module_stack", {}).values()),
+        modules=_modules(source),
         kind=kind,
-        shape=_shape(node),
+        shape=shape,
         index=node.args[1] if source is not node else None,  # type: ignore[arg-type]
     )
+
+
+def _modules(node: fx.Node) -> tuple[str, ...]:
+    stack = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return tuple(_path_in_model(path) for path in stack if path)
 
 
 def _reshape(self: Tensor, size: Any) -> Tensor:
@@ -276,6 +322,24 @@ def _own(value: Any) -> Any:
     return value
 
 
-def _shape(node: fx.Node) -> tuple[Dimension, ...]:
-    shape = getattr(node.meta.get("val"), "shape", ())
-    return tuple(dim.node.expr if isinstance(dim, torch.SymInt) else int(dim) for dim in shape)
+class _Shapes:
+    """Shapes of a graph's values, with one symbol for the batch size of all inputs.
+
+    Attributes:
+        batch: the symbol, None where the export fixed the batch size.
+    """
+
+    def __init__(self, fx_graph: fx.Graph, placeholders: Collection[str]) -> None:
+        sizes = [node.meta["val"].shape[0] for node in fx_graph.nodes if node.name in placeholders]
+        symbols = [size.node.expr for size in sizes if isinstance(size, torch.SymInt)]
+        self.batch: Expression | None = symbols[0] if symbols else None
+        # Inputs that never meet keep symbols of their own in the export.
+        self._same = {symbol: symbols[0] for symbol in symbols[1:] if symbol != symbols[0]}
+
+    def of(self, node: fx.Node) -> tuple[Dimension, ...]:
+        """The shape of a node's value; () for what is no tensor."""
+        shape = getattr(node.meta.get("val"), "shape", ())
+        return tuple(
+            dim.node.expr.subs(self._same) if isinstance(dim, torch.SymInt) else int(dim)
+            for dim in shape
+        )

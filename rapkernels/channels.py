@@ -69,7 +69,7 @@ def find_channels(
 ) -> dict[str, Channels]:
     """Name of a value -> its channels, for the values where they are known.
 
-    They are dimension 1 of the input, of convolutions and of everything with two dimensions, the
+    They are dimension 1 of the inputs, of convolutions and of everything with two dimensions, the
     last dimension of linear layers, and are followed through everything else.
 
     Args:
@@ -78,9 +78,11 @@ def find_channels(
         carried: activation node -> the activations that it hands relevance to.
     """
     layouts: dict[str, _Layout] = {}
-    shapes = {graph.input: graph.sized(graph.shape_of(graph.input), _BATCH)}
-    if len(shapes[graph.input]) > 1:
-        layouts[graph.input] = _along(shapes[graph.input], 1)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in graph.explained:
+        shapes[name] = graph.sized(graph.shape_of(name), _BATCH)
+        if len(shapes[name]) > 1:
+            layouts[name] = _along(shapes[name], 1)
     for node in graph.nodes.values():
         if node.kind != "activation":
             continue

@@ -43,27 +43,48 @@ def check_eval_mode(model: nn.Module) -> None:
         )
 
 
-def check_input(model: nn.Module, x: Any) -> None:
+def check_input(model: nn.Module, x: Any, name: str = "x") -> None:
     """Raise unless ``x`` is a float tensor with a batch dimension that fits the model."""
     if not isinstance(x, Tensor):
-        raise ArgumentTypeError(f"x must be a torch.Tensor, got {type(x).__name__}")
+        raise ArgumentTypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if not x.dtype.is_floating_point:
         raise ArgumentTypeError(
-            f"x must have a floating-point dtype, got {_name(x.dtype)}: convert it with x.float()"
+            f"{name} must have a floating-point dtype, got {_name(x.dtype)}: convert it with "
+            f"{name}.float()"
         )
-    if x.layout is not torch.strided:
-        raise ArgumentTypeError(f"x must be a dense tensor, got layout {x.layout}")
+    _check_dense(x, name)
     if x.dim() < 2:
         raise ArgumentError(
-            f"x must have a batch dimension and at least one more, got shape {list(x.shape)}"
+            f"{name} must have a batch dimension and at least one more, got shape {list(x.shape)}"
         )
-    parameters = [p for p in model.parameters() if p.dtype.is_floating_point]
-    dtypes = {p.dtype for p in parameters}
+    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
     if dtypes and x.dtype not in dtypes:
         wanted = " or ".join(sorted(_name(dtype) for dtype in dtypes))
         raise ArgumentTypeError(
-            f"x must have the dtype of the model's parameters, {wanted}, got {_name(x.dtype)}"
+            f"{name} must have the dtype of the model's parameters, {wanted}, got {_name(x.dtype)}"
         )
+    _check_device(model, x, name)
+
+
+def check_constant_input(model: nn.Module, x: Tensor, name: str) -> None:
+    """Raise unless an integer or bool tensor has a batch dimension and fits the model."""
+    if x.is_complex():
+        raise ArgumentTypeError(
+            f"{name} must have a floating-point, integer or bool dtype, got {_name(x.dtype)}"
+        )
+    _check_dense(x, name)
+    if x.dim() < 1:
+        raise ArgumentError(f"{name} must have a batch dimension, got shape []")
+    _check_device(model, x, name)
+
+
+def _check_dense(x: Tensor, name: str) -> None:
+    if x.layout is not torch.strided:
+        raise ArgumentTypeError(f"{name} must be a dense tensor, got layout {x.layout}")
+
+
+def _check_device(model: nn.Module, x: Tensor, name: str) -> None:
+    parameters = [p for p in model.parameters() if p.dtype.is_floating_point]
     buffers = [b for b in model.buffers() if b.dtype.is_floating_point and b.dim() > 0]
     devices = {tensor.device for tensor in (*parameters, *buffers)}
     wanted = ", ".join(sorted(str(device) for device in devices))
@@ -73,21 +94,23 @@ def check_input(model: nn.Module, x: Any) -> None:
             f'model.to("{x.device}")'
         )
     if devices and x.device not in devices:
-        raise ArgumentError(f"x must be on the device of the model, {wanted}, got {x.device}")
+        raise ArgumentError(f"{name} must be on the device of the model, {wanted}, got {x.device}")
 
 
-def check_finite(x: Tensor, findings: Findings) -> None:
-    """Find NaN and infinite entries of the input.
+def check_finite(x: Tensor, findings: Findings, name: str = "x") -> None:
+    """Find NaN and infinite entries of an input.
 
     Raises:
         ArgumentError: there are some.
     """
-    findings.check(x, lambda: ~torch.isfinite(x).all(), partial(_refuse_infinite, x))
+    findings.check(x, lambda: ~torch.isfinite(x).all(), partial(_refuse_infinite, x, name))
 
 
-def _refuse_infinite(x: Tensor) -> NoReturn:
+def _refuse_infinite(x: Tensor, name: str) -> NoReturn:
     wrong = x.numel() - int(torch.isfinite(x).sum())
-    raise ArgumentError(f"x must be finite, got {wrong} NaN or infinite entries of {x.numel()}")
+    raise ArgumentError(
+        f"{name} must be finite, got {wrong} NaN or infinite entries of {x.numel()}"
+    )
 
 
 def check_choice(name: str, value: Any, choices: Iterable[str]) -> None:

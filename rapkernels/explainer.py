@@ -18,6 +18,8 @@ from rapkernels.channels import Channels
 from rapkernels.errors import ArgumentError
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
+from rapkernels.inputs import Inputs, Several, check_finite_inputs, read_inputs
+from rapkernels.outputs import Output, read_output
 from rapkernels.plan import Plan, make_plan
 from rapkernels.program import Program
 from rapkernels.report import Recorder, Report
@@ -27,7 +29,7 @@ from rapkernels.rules.classes import rule_classes
 from rapkernels.targets import Target, Targets, resolve_target, resolve_targets
 from rapkernels.walker import Bounds, Walk
 
-Maps = Tensor | tuple[Any, ...]
+Maps = Tensor | dict[str, Tensor] | tuple[Any, ...]
 Attention = Literal["constant", "attnlrp"]
 ATTENTION = ("constant", "attnlrp")
 
@@ -43,7 +45,7 @@ class Explainer(ABC):
     this shape has come before.
 
     Args:
-        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        model: the module to explain, in eval mode.
         backend: "auto" (native where built), "native" or "reference".
         rules: rules for parts of this model, before those of the method and of
             :func:`rapkernels.register_rule`: from the name of a node, as :meth:`plan` shows it, the
@@ -56,11 +58,17 @@ class Explainer(ABC):
         attention: "constant", where the weights of attention are constants and the values take all
             relevance, or "attnlrp", where half of it goes through softmax to queries and keys
             (Achtibat et al., ICML 2024). Gates of other products stay constants.
+        output: which tensor of what the model returns is explained: a position in a tuple or list,
+            a key of a dict, a field of a dataclass or named tuple, or a tuple of those, or them
+            with dots between ("heads.boxes"), for what lies deeper. None where the model returns
+            one tensor, alone or in such a container. What only other outputs need is not run.
 
     Raises:
-        ArgumentTypeError: ``model`` is not a module, or ``rules`` no dict of rules.
+        ArgumentTypeError: ``model`` is not a module, ``rules`` no dict of rules, or ``output`` none
+            of the above.
         ArgumentError: ``backend``, ``attention`` or the name of a rule is not known. A key of
-            ``rules`` that names nothing is found at the first call.
+            ``rules`` or an ``output`` that names nothing is found at the first call, which lists
+            what there is.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -74,6 +82,7 @@ class Explainer(ABC):
         rules: RuleChoices | None = None,
         strict: bool = True,
         attention: Attention = "constant",
+        output: Output = None,
     ) -> None:
         checks.check_model(model)
         check_backend(backend)
@@ -83,6 +92,8 @@ class Explainer(ABC):
         self.rules = read_choices(rules)
         self.strict = bool(strict)
         self.attention = attention
+        self._output = read_output(output)
+        self.output = output
         resolve_backend(backend)
 
     @override
@@ -109,8 +120,8 @@ class Explainer(ABC):
         """Name of the value where relevance starts, None for the output."""
         return None
 
-    def _bounds(self, x: Tensor, findings: Findings) -> Bounds | None:  # noqa: ARG002
-        """Lowest and highest values of the input."""
+    def _bounds(self, inputs: Inputs, findings: Findings) -> Bounds | None:  # noqa: ARG002
+        """Lowest and highest values of a single input."""
         return None
 
     def _map(self, relevance: Tensor, channels: Channels) -> Tensor:  # noqa: ARG002
@@ -142,9 +153,18 @@ class Explainer(ABC):
         return_report: Literal[True],
     ) -> tuple[Tensor, dict[str, Tensor], Report]: ...
 
+    @overload
     def attribute(
         self,
-        x: Tensor,
+        x: Several,
+        target: Target = None,
+        layers: Sequence[str] | None = None,
+        return_report: bool = False,
+    ) -> Any: ...
+
+    def attribute(
+        self,
+        x: Tensor | Several,
         target: Target = None,
         layers: Sequence[str] | None = None,
         return_report: bool = False,
@@ -153,17 +173,24 @@ class Explainer(ABC):
 
         Args:
             x: ``(N, ...)``, what the model takes; float64, float32, bfloat16 or float16, finite.
+                Or several such tensors of one batch size: a tuple or list, which become positional
+                arguments, or a dict, which becomes keyword arguments where the model's forward
+                has a parameter for each key and one positional argument otherwise. Integers and
+                bools among them, such as token ids and masks, are constants.
             target: which output: None for the predicted class, an int for all samples, or a list,
                 tuple or tensor ``(N,)``. Where the output has more than two dimensions: an index
-                tuple without the batch dimension, or a list of them.
+                tuple without the batch dimension, a list of them, or a
+                :class:`rapkernels.MaskedTarget`.
             layers: paths of modules (as in ``model.named_modules()``) whose output's relevance is
                 wanted too: that of the last value that the module computes.
             return_report: whether to return the conservation report too.
 
         Returns:
             The relevance of ``x``, in its dtype and on its device, detached; the class says which
-            shape and sum it has. With ``layers`` or ``return_report`` a tuple of it, a dict from
-            path to relevance, and a :class:`~rapkernels.report.Report`, as asked.
+            shape and sum it has. For several inputs a tuple, with None in the place of constants,
+            or a dict without them; sums are then those over all inputs. With ``layers`` or
+            ``return_report`` a tuple of it, a dict from path to relevance, and a
+            :class:`~rapkernels.report.Report`, as asked.
 
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot be used; the message says why.
@@ -184,8 +211,13 @@ class Explainer(ABC):
         self, x: Tensor, targets: Targets, layers: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
+    @overload
     def attribute_targets(
-        self, x: Tensor, targets: Targets, layers: Sequence[str] | None = None
+        self, x: Several, targets: Targets, layers: Sequence[str] | None = None
+    ) -> Any: ...
+
+    def attribute_targets(
+        self, x: Tensor | Several, targets: Targets, layers: Sequence[str] | None = None
     ) -> Maps:
         """Explain T outputs of each sample; what does not depend on the target is done once.
 
@@ -193,19 +225,19 @@ class Explainer(ABC):
             x: as for :meth:`attribute`.
             targets: a list of T classes for all samples, or ``(N, T)`` ints (a tensor, an array or
                 nested lists). Where the output has more than two dimensions: a list of T index
-                tuples.
+                tuples or :class:`rapkernels.MaskedTarget`.
             layers: as for :meth:`attribute`.
 
         Returns:
-            ``(T, N, ...)``: what :meth:`attribute` returns for each target. With ``layers`` a tuple
-            of it and a dict from path to ``(T, N, ...)``.
+            ``(T, N, ...)``: what :meth:`attribute` returns for each target, for each of several
+            inputs. With ``layers`` a tuple of it and a dict from path to ``(T, N, ...)``.
 
         Raises:
             As :meth:`attribute`.
         """
         return self._attribute(x, targets, layers, False, many=True)
 
-    def plan(self, x: Tensor) -> Plan:
+    def plan(self, x: Tensor | Several) -> Plan:
         """Return which rule each operation gets for inputs like ``x``, without running the model.
 
         Args:
@@ -214,28 +246,29 @@ class Explainer(ABC):
         Raises:
             As :meth:`attribute`, but for what needs a run of the model.
         """
-        findings = self._check(x)
+        inputs, findings = self._check(x)
         findings.settle()
-        with calls.settings(x):
-            return make_plan(self._program(x, findings), x.shape[0])
+        with calls.settings(inputs):
+            return make_plan(self._program(inputs, findings), inputs.samples)
 
     # How a call goes.
 
-    def _check(self, x: Tensor) -> Findings:
+    def _check(self, x: Tensor | Several) -> tuple[Inputs, Findings]:
         checks.check_eval_mode(self.model)
-        checks.check_input(self.model, x)
-        findings = Findings(x.device)
-        checks.check_finite(x, findings)
-        return findings
+        inputs = read_inputs(self.model, x)
+        findings = Findings(inputs.device)
+        check_finite_inputs(inputs, findings)
+        return inputs, findings
 
-    def _program(self, x: Tensor, findings: Findings) -> Program:
-        return self._program_to(x, findings, self._end)
+    def _program(self, inputs: Inputs, findings: Findings) -> Program:
+        return self._program_to(inputs, findings, self._end)
 
     def _program_to(
-        self, x: Tensor, findings: Findings, end: Callable[[Graph], str | None]
+        self, inputs: Inputs, findings: Findings, end: Callable[[Graph], str | None]
     ) -> Program:
-        like = calls.like_for_export(self.model, x, findings)
-        return cache_of(self.model).program(self.model, like, self._configured(), end)
+        like = calls.like_for_export(self.model, inputs, self._output, findings)
+        method = self._configured()
+        return cache_of(self.model).program(self.model, like, method, end, self._output)
 
     def _classes(self, graph: Graph) -> Classes:
         """The classes of rules of a graph's nodes."""
@@ -247,56 +280,63 @@ class Explainer(ABC):
             self._method(), chosen=self.rules, strict=self.strict, attention=self.attention
         )
 
-    def _walk(self, program: Program, x: Tensor, recorder: Recorder | None = None) -> Walk:
+    def _walk(self, program: Program, inputs: Inputs, recorder: Recorder | None = None) -> Walk:
         values = program.graph.values(self.model)
-        return Walk(program, values, resolve_backend(self.backend, x.device), recorder)
+        return Walk(program, values, resolve_backend(self.backend, inputs.device), recorder)
 
     def _attribute(
         self,
-        x: Tensor,
+        x: Tensor | Several,
         target: Any,
         layers: Sequence[str] | None = None,
         return_report: bool = False,
         many: bool = False,
         begin: calls.Begin | None = None,
     ) -> Maps:
-        findings = self._check(x)
+        inputs, findings = self._check(x)
+        samples, device = inputs.samples, inputs.device
         if findings.capturing and return_report:
             raise ArgumentError(
                 "return_report must be False while a CUDA graph is captured, got True: a report is "
                 "read on the host, so ask for it in a call outside of the capture"
             )
         checks.check_layers_form(layers)
-        bounds = self._bounds(x, findings)
-        with calls.settings(x):
-            program = self._program(x, findings)
-            shape = calls.output_shape(program.graph, x.shape[0])
+        bounds = self._bounds(inputs, findings)
+        with calls.settings(inputs):
+            program = self._program(inputs, findings)
+            shape = calls.output_shape(program.graph, samples)
             if many:
-                chosen: Tensor | None = resolve_targets(target, shape, x.device, findings)
+                chosen: Tensor | None = resolve_targets(target, shape, device, findings)
             else:
-                one = resolve_target(target, shape, x.device, findings)
+                one = resolve_target(target, shape, device, findings)
                 chosen = None if one is None else one[None]
             nodes = calls.nodes_of_layers(program, layers or (), self.model)
             exposed = set(nodes.values())
-            recorder = Recorder(program.graph, x.shape[0], x.device) if return_report else None
-            if x.shape[0] == 0:
-                explained = calls.empty(program, x, 1 if chosen is None else len(chosen), exposed)
+            recorder = Recorder(program.graph, samples, inputs.device) if return_report else None
+            if samples == 0:
+                targets = 1 if chosen is None else len(chosen)
+                explained = calls.empty(program, inputs, targets, exposed)
             else:
-                walk = self._walk(program, x, recorder)
+                walk = self._walk(program, inputs, recorder)
                 explained = calls.run(
-                    walk, x, chosen, begin or self._begin, findings, bounds, exposed
+                    walk, inputs, chosen, begin or self._begin, findings, bounds, exposed
                 )
-            returned = self._maps(program, explained, nodes if layers is not None else None, many)
+            maps, inside = self._maps(program, explained, many)
+            returned = [inputs.packed(maps)]
+            if layers is not None:
+                returned.append({path: inside[name] for path, name in nodes.items()})
             # The last of the work has been handed out: now the host may wait for it.
             findings.settle()
             if recorder is not None:
                 target, score = explained.target[0], explained.score[0]
-                returned.append(recorder.report(target, score, explained.relevance))
+                returned.append(recorder.report(target, score, explained.relevance.values()))
             return returned[0] if len(returned) == 1 else tuple(returned)
 
     def _maps(
-        self, program: Program, explained: Explained, nodes: dict[str, str] | None, many: bool
-    ) -> list[Any]:
+        self, program: Program, explained: Explained, many: bool
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """What the caller gets of the explained inputs and of the exposed nodes."""
+
         def finished(relevance: Tensor, name: str) -> Tensor:
             found = self._map(relevance, program.channels.get(name, Channels()))
             targets = len(explained.target)
@@ -304,8 +344,6 @@ class Explainer(ABC):
                 return found
             return found.view(targets, found.shape[0] // targets, *found.shape[1:])
 
-        returned: list[Any] = [finished(explained.relevance, program.graph.input)]
-        if nodes is not None:
-            found = {name: finished(map_, name) for name, map_ in explained.exposed.items()}
-            returned.append({path: found[name] for path, name in nodes.items()})
-        return returned
+        maps = [finished(relevance, name) for name, relevance in explained.relevance.items()]
+        inside = {name: finished(relevance, name) for name, relevance in explained.exposed.items()}
+        return maps, inside

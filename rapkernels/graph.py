@@ -23,7 +23,7 @@ Dimension: TypeAlias = int | Expression
 
 
 class Ref(NamedTuple):
-    """Stands for the value of a node, a parameter or the input in a node's arguments."""
+    """Stands for the value of a node, a parameter or an input in a node's arguments."""
 
     name: str
 
@@ -73,8 +73,8 @@ class Node:
         kwargs: keyword arguments, likewise.
         arguments: all arguments by the names of the operation's schema, defaults filled in.
         modules: paths of the modules whose forward it belongs to, outermost ("") first.
-        kind: "activation" if the value is a floating-point tensor that depends on the input's
-            values, else "constant".
+        kind: "activation" if the value is a floating-point tensor that depends on the values of an
+            explained input, else "constant".
         shape: shape of the value; a dimension that depends on the batch size is an expression.
         index: which element of the operation's result the value is, None for the whole result.
     """
@@ -112,16 +112,17 @@ class Graph:
 
     Attributes:
         nodes: by name, in order.
-        input: name of the input.
+        inputs: name -> kind of each tensor that the model takes, in their order; the constants
+            among them are known at each call only.
         output: name of the value that the model returns.
         attributes: name -> path of the parameter, buffer or tensor attribute of the module.
         constants: name -> tensor that the export lifted out of the module's code.
         batch: the symbol of the batch size in shapes, None where the export fixed it.
-        shapes: shapes of the input, the attributes and the constants.
+        shapes: shapes of the inputs, the attributes and the constants.
     """
 
     nodes: dict[str, Node]
-    input: str
+    inputs: dict[str, Kind]
     output: str
     attributes: dict[str, str]
     constants: dict[str, Any]
@@ -137,8 +138,15 @@ class Graph:
         object.__setattr__(self, "users", users)
 
     def is_activation(self, name: str) -> bool:
-        """Whether a name stands for the input or a value that depends on its values."""
-        return name == self.input or (name in self.nodes and self.nodes[name].kind == "activation")
+        """Whether a name stands for an explained input or a value that depends on its values."""
+        if name in self.inputs:
+            return self.inputs[name] == "activation"
+        return name in self.nodes and self.nodes[name].kind == "activation"
+
+    @property
+    def explained(self) -> list[str]:
+        """The names of the inputs that relevance goes to."""
+        return [name for name, kind in self.inputs.items() if kind == "activation"]
 
     def activations(self, node: Node) -> tuple[str, ...]:
         """The activations that a node reads, in the order of its arguments, with repetitions."""

@@ -16,9 +16,9 @@ class Roles:
     """Roles of the nodes of a graph; a layer that is the first and the last has both.
 
     Attributes:
-        inputs: the first convolutions and linear layers from the input (z-box rule).
+        inputs: the first convolutions and linear layers from the inputs (z-box rule).
         outputs: the linear layers that the output, and it alone, is read from (first step).
-        prefix: the nodes between the input and the input layers.
+        prefix: the nodes between the inputs and the input layers.
     """
 
     inputs: frozenset[str]
@@ -36,7 +36,7 @@ def find_roles(graph: Graph, families: Mapping[str, str]) -> Roles:
     outputs = _output_layers(graph, families)
     inputs: set[str] = set()
     prefix: set[str] = set()
-    reached = {graph.input}
+    reached = set(graph.explained)
     for node in graph.nodes.values():
         read = graph.activations(node)
         if node.kind != "activation" or not reached.issuperset(read):
@@ -80,5 +80,5 @@ def _leads_to_output_alone(graph: Graph, families: Mapping[str, str], name: str)
 def _starts(graph: Graph, node: Node) -> bool:
     """Whether a linear layer's samples are those of the batch."""
     size = node.shape[0]
-    batch = graph.batch if graph.batch is not None else graph.shapes[graph.input][0]
+    batch = graph.batch if graph.batch is not None else graph.shapes[next(iter(graph.inputs))][0]
     return bool(size == batch)

@@ -13,10 +13,19 @@ from torch import Tensor
 from rapkernels import host
 from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.findings import Findings
+from rapkernels.masked_target import MaskedTarget
 
-Target = int | Sequence[int] | Sequence[Sequence[int]] | tuple[int, ...] | Tensor | None
+Target = (
+    int | Sequence[int] | Sequence[Sequence[int]] | tuple[int, ...] | Tensor | MaskedTarget | None
+)
 
-Targets = Sequence[int] | Sequence[Sequence[int]] | Sequence[tuple[int, ...]] | Tensor
+Targets = (
+    Sequence[int]
+    | Sequence[Sequence[int]]
+    | Sequence[tuple[int, ...]]
+    | Sequence[MaskedTarget]
+    | Tensor
+)
 
 _KINDS = "an int, a list, tuple or tensor with one int per sample, or None for the predicted class"
 
@@ -29,13 +38,15 @@ def resolve_target(
     Args:
         target: None for the predicted class; an int for all samples; a list, tuple or tensor
             ``(N,)`` of ints, one per sample; for outputs with more than two dimensions one tuple of
-            ints (an index without the batch dimension) for all samples or a list of them.
+            ints (an index without the batch dimension) for all samples, a list of them, or a
+            :class:`MaskedTarget`.
         shape: shape of the model's output, ``(N,)``, ``(N, C)`` or ``(N, ...)``.
         device: where the indices are wanted.
         findings: takes the check of the values of a tensor on a device.
 
     Returns:
-        ``(N,)`` int64, all in range, or None for the predicted class.
+        ``(N,)`` int64, all in range; a :class:`MaskedTarget`'s entries of the output as bool of its
+        shape; or None for the predicted class.
 
     Raises:
         ArgumentTypeError: the target has none of these forms.
@@ -43,14 +54,18 @@ def resolve_target(
             several positions per sample; or it must be copied to a device whose stream is being
             captured.
     """
+    if isinstance(target, MaskedTarget):
+        return _masked(target, shape, device, findings)
     samples, size = shape[0], tuple(shape[1:])
     while len(size) > 1 and size[-1] == 1:
         size = size[:-1]
     if target is None:
         if len(size) > 1:
             raise ArgumentError(
-                f"target must be given as an index tuple of {len(size)} ints where the output has "
-                f"more than one dimension per sample, got None for an output of shape {list(shape)}"
+                f"target must be given as an index tuple of {len(size)} ints, or as a "
+                "rapkernels.MaskedTarget(channel, mask) for a class over positions, where the "
+                "output has more than one dimension per sample, got None for an output of shape "
+                f"{list(shape)}"
             )
         return None
     if not size:
@@ -79,13 +94,14 @@ def resolve_targets(
 
     Args:
         targets: a list of T classes for all samples, or ``(N, T)`` ints (a tensor, an array or
-            nested lists); for outputs with more than two dimensions a list of T index tuples.
+            nested lists); for outputs with more than two dimensions a list of T index tuples or
+            :class:`MaskedTarget`.
         shape: shape of the model's output.
         device: where the indices are wanted.
         findings: takes the check of the values of a tensor on a device.
 
     Returns:
-        ``(T, N)`` int64.
+        ``(T, N)`` int64, or bool ``(T, N, ...)`` where some are a :class:`MaskedTarget`.
 
     Raises:
         ArgumentTypeError, ArgumentError: as :func:`resolve_target`, or there is no target.
@@ -93,14 +109,36 @@ def resolve_targets(
     if math.prod(shape[1:]) != max([1, *shape[1:]]):
         if not isinstance(targets, list) or not targets:
             raise ArgumentTypeError(
-                "targets must be a list of index tuples for outputs of shape "
+                "targets must be a list of index tuples or MaskedTargets for outputs of shape "
                 f"{list(shape)}, got {type(targets).__name__}"
             )
         columns: list[Any] = targets
     else:
         columns = split_targets(targets, shape[0])
     indices = [resolve_target(column, shape, device, findings) for column in columns]
-    return torch.stack([index for index in indices if index is not None])
+    chosen = [index for index in indices if index is not None]
+    if len({index.dtype for index in chosen}) > 1:
+        chosen = [_as_mask(index, shape) for index in chosen]
+    return torch.stack(chosen)
+
+
+def _masked(
+    target: MaskedTarget, shape: torch.Size, device: torch.device, findings: Findings
+) -> Tensor:
+    mask = target.expanded(shape, device, findings)
+    if target.channel is None:
+        return mask
+    channel = resolve_target(target.channel, shape[:2], device, findings)
+    assert channel is not None
+    return mask[:, None] & _as_mask(channel, shape[:2]).view(*shape[:2], *[1] * len(shape[2:]))
+
+
+def _as_mask(index: Tensor, shape: torch.Size) -> Tensor:
+    """Flat indices ``(N,)`` as bool of the output's shape; what is bool already stays."""
+    if index.dtype == torch.bool:
+        return index
+    entries = torch.arange(math.prod(shape[1:]), device=index.device)
+    return (entries == index[:, None]).view(shape)
 
 
 def split_targets(targets: Any, samples: int) -> list[Target]:

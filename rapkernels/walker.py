@@ -16,6 +16,7 @@ from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context
 
 Bounds = tuple[Tensor, Tensor]
+Tensors = Sequence[Tensor]
 Phase: TypeAlias = Literal["forward", "backward"]
 
 
@@ -65,20 +66,20 @@ class Walk:
         self._observer = observer
         self._contexts: dict[str, Context] = {}
 
-    def forward(self, x: Tensor, bounds: Bounds | None = None) -> Tensor:
+    def forward(self, inputs: Tensors, bounds: Bounds | None = None) -> Tensor:
         """Return the model's output and keep what the rules need.
 
         Args:
-            x: the input.
-            bounds: lowest and highest values of ``x``, of its shape, for the input layers; None
-                for each sample's own.
+            inputs: all inputs, in the order of ``graph.inputs``.
+            bounds: lowest and highest values of a single input, of its shape, for the input layers;
+                None for each sample's own.
 
         Returns:
             The output. It can be differentiated with respect to the value where relevance starts:
             see :meth:`gradient`.
         """
         graph, end = self.program.graph, self.program.end
-        live = self._run_head(x, bounds)
+        live = self._run_head(inputs, bounds)
         self.value = live[end]
         # Autograd cannot keep inference tensors, which the caller's may be.
         live = {name: _copied_from_inference(value) for name, value in live.items()}
@@ -92,9 +93,9 @@ class Walk:
         output: Tensor = live[graph.output]
         return output
 
-    def forward_to_start(self, x: Tensor, bounds: Bounds | None = None) -> Tensor:
+    def forward_to_start(self, inputs: Tensors, bounds: Bounds | None = None) -> Tensor:
         """Return the value where relevance starts, without what comes after it."""
-        self.value = self._run_head(x, bounds)[self.program.end]
+        self.value = self._run_head(inputs, bounds)[self.program.end]
         return self.value
 
     def gradient(self, score: Tensor) -> Tensor:
@@ -113,8 +114,8 @@ class Walk:
 
     def backward(
         self, start: Tensor, exposed: Collection[str] = (), one_hot: bool = True
-    ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Send relevance to the input.
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Send relevance to the inputs.
 
         Args:
             start: ``(T * N, ...)``, the relevance where it starts, for T targets, target-major.
@@ -122,8 +123,8 @@ class Walk:
             one_hot: whether one entry of each sample alone has relevance.
 
         Returns:
-            The relevance of the input (None if none arrives) and that of the exposed nodes that it
-            arrives at, with the pending shifts applied.
+            The relevance of the inputs and that of the exposed nodes, of those that it arrives at,
+            with the pending shifts applied.
         """
         graph, end = self.program.graph, self.program.end
         targets = start.shape[0] // self.value.shape[0]
@@ -145,13 +146,15 @@ class Walk:
                         arrived[source] = self._merge(arrived.get(source), state)
             if self._observer is not None:
                 self._observer.went_back(step, context, relevance, states)
-        final = arrived.get(graph.input)
-        return None if final is None else self._materialise(final), layers
+        found = {
+            name: self._materialise(arrived[name]) for name in graph.explained if name in arrived
+        }
+        return found, layers
 
-    def _run_head(self, x: Tensor, bounds: Bounds | None) -> dict[str, Any]:
+    def _run_head(self, inputs: Tensors, bounds: Bounds | None) -> dict[str, Any]:
         graph = self.program.graph
         mapped = {} if bounds is None else self._map_bounds(bounds)
-        live: dict[str, Any] = {**self._values, graph.input: x}
+        live: dict[str, Any] = {**self._values, **dict(zip(graph.inputs, inputs, strict=True))}
         for step in self.program.steps[: self.program.head]:
             name = step.node.name
             context = Context(
@@ -183,9 +186,10 @@ class Walk:
         return Relevance(values, None, scale)
 
     def _map_bounds(self, bounds: Bounds) -> dict[str, Bounds]:
-        """What the operations before each input layer make of the bounds of ``x``."""
+        """What the operations before each input layer make of the bounds of the only input."""
         graph, roles = self.program.graph, self.program.roles
-        ends: list[dict[str, Any]] = [{**self._values, graph.input: bound} for bound in bounds]
+        (only,) = graph.inputs
+        ends: list[dict[str, Any]] = [{**self._values, only: bound} for bound in bounds]
         mapped: dict[str, Bounds] = {}
         for step in self.program.steps:
             name = step.node.name

@@ -64,7 +64,13 @@ CASES: list[tuple[str, Call, type[Exception], str]] = [
         errors.ArgumentTypeError,
         "model must be a torch.nn.Module, got builtin_function_or_method",
     ),
-    ("a list", call([1.0]), errors.ArgumentTypeError, "x must be a torch.Tensor, got list"),
+    ("a list", call([1.0]), errors.ArgumentTypeError, "x[0] must be a torch.Tensor, got float"),
+    (
+        "a number",
+        call(1.0),
+        errors.ArgumentTypeError,
+        "x must be a torch.Tensor, or a dict or tuple of them, got float",
+    ),
     (
         "bytes",
         call(torch.zeros(2, 3, 6, 6, dtype=torch.uint8)),
@@ -298,8 +304,9 @@ def test_a_refused_shape_keeps_the_models_own_exception() -> None:
         (
             None,
             errors.ArgumentError,
-            "target must be given as an index tuple of 3 ints where the output has more than one "
-            "dimension per sample, got None for an output of shape [2, 4, 4, 4]",
+            "target must be given as an index tuple of 3 ints, or as a "
+            "rapkernels.MaskedTarget(channel, mask) for a class over positions, where the output "
+            "has more than one dimension per sample, got None for an output of shape [2, 4, 4, 4]",
         ),
         (
             3,
@@ -392,8 +399,8 @@ def test_several_outputs() -> None:
     with pytest.raises(errors.ArgumentError) as caught:
         rk.attribute(Two(), images(), backend="reference")
     assert str(caught.value) == (
-        "model must return exactly one tensor, but Two returns 2: wrap it in a module that returns "
-        "the logits"
+        "model must return exactly one tensor where output is None, but Two returns 2: choose "
+        "output=0 or output=1"
     )
 
 

@@ -19,7 +19,8 @@ from tests.networks import Function, drawn
 
 
 def evaluate(graph: Graph, module: nn.Module, x: Tensor) -> Tensor:
-    live: dict[str, Any] = {**graph.values(module), graph.input: x}
+    (only,) = graph.inputs
+    live: dict[str, Any] = {**graph.values(module), only: x}
     for node in graph.nodes.values():
         args = map_refs(node.args, live.__getitem__)
         kwargs = map_refs(node.kwargs, live.__getitem__)
@@ -207,7 +208,7 @@ def test_one_graph_serves_every_batch_size(kind: type[nn.Module]) -> None:
 def test_a_specialised_batch_is_captured_for_its_size() -> None:
     graph = capture(SpecialisedBatch(), images(3))
     assert graph.batch is None
-    assert graph.shapes[graph.input] == (3, 3, 2, 2)
+    assert [graph.shapes[name] for name in graph.inputs] == [(3, 3, 2, 2)]
 
 
 def test_in_place_operations_need_no_decomposition_without_aliases() -> None:

@@ -169,6 +169,29 @@ def test_index_tuples_are_not_read(watch: Watch) -> None:
     assert torch.equal(late, rap.attribute(images(), listed))
 
 
+def test_masks_and_several_inputs_are_not_read(backend: Any, watch: Watch) -> None:
+    made, mask = rk.LRP(dense(), backend=backend), torch.ones(2, 4, 4) > 0
+    with watch:
+        made.attribute(images(), rk.MaskedTarget(2, mask))
+    assert watch.reads == 1
+    with watch:
+        made.attribute_targets(images(), [rk.MaskedTarget([1, 3], mask), (0, 1, 2)])
+    assert watch.reads == 1
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 5)
+
+        def forward(self, x: Tensor, y: Tensor, kept: Tensor) -> Tensor:
+            return self.layer(x[:, 0, 0] * kept[:, None]) + self.layer(y)
+
+    x, y = images(), images()[:, 1, 1]
+    with watch:
+        rk.RAP(Scaled().double(), backend=backend).attribute((x, y, y[:, 0] > 0), 1)
+    assert watch.reads == 1
+
+
 def broken(value: float) -> nn.Module:
     model = seeded(NETWORKS["linear alone"])
     with torch.no_grad():
@@ -373,7 +396,7 @@ def test_a_capture_needs_an_exported_model(capturing: Watch) -> None:
         rk.attribute(model, images(), backend="reference")
     assert str(caught.value) == (
         "model must have been exported before a CUDA graph is captured: call attribute once with "
-        "an input of shape [2, 3, 6, 6] before capturing"
+        "x of shape [2, 3, 6, 6] before capturing"
     )
 
 
@@ -415,7 +438,7 @@ def test_fields_and_patterns_in_a_capture(backend: Any, capturing: Watch) -> Non
         rk.SharingRatio(model, backend=backend).receptive_field(x, "b", (1, 2))
     assert capturing.reads == 0
     unknown = seeded(NETWORKS["residual"])
-    with pytest.raises(ExportError, match="call activation_pattern_prediction once with an input"):
+    with pytest.raises(ExportError, match="call activation_pattern_prediction once with x of"):
         rk.activation_pattern_prediction(unknown, x)
     with pytest.raises(ExportError, match="call attribute once with an input"):
         rk.SharingRatio(unknown).receptive_field(x, "b", (1, 2))

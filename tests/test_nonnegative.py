@@ -30,7 +30,8 @@ def promised(graph: Graph) -> frozenset[str]:
 
 
 def values_of(graph: Graph, model: nn.Module, x: Tensor) -> dict[str, Any]:
-    live: dict[str, Any] = {**graph.values(model), graph.input: x}
+    (only,) = graph.inputs
+    live: dict[str, Any] = {**graph.values(model), only: x}
     with torch.no_grad():
         for node in graph.nodes.values():
             live[node.name] = node.run(live)

@@ -116,10 +116,10 @@ def test_value_logits_and_gradient_are_those_of_torch(
     model, x = seeded(NETS[name]), images()
     explainer = METHODS[method](model, layer=layer)
     value, logits, gradient = value_and_gradient(model, layer, x, 2)
-    program = explainer._program(x, explainer._check(x))
+    program = explainer._program(*explainer._check(x))
     with torch.no_grad():
         walk = Walk(program, program.graph.values(model), operations)
-        output = walk.forward(fast_layout(x))
+        output = walk.forward([fast_layout(x)])
         found = list(gradients(walk, output, torch.tensor([[2, 2], [2, 0]])))
     # Once: a BatchNorm that was folded and applied again would change both.
     torch.testing.assert_close(output.detach(), logits)

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from rapkernels import calls, checks, host
 from rapkernels.errors import ArgumentError, NonFiniteOutputError
+from rapkernels.explainer import Explainer
 from rapkernels.findings import Findings
 from rapkernels.methods.attribution_base import AttributionBase, Model
 from rapkernels.methods.class_competition import Competition, Scale, largest_magnitude
@@ -23,6 +24,7 @@ from rapkernels.methods.class_sets import (
     probable_classes,
     with_target,
 )
+from rapkernels.outputs import read_output, select_output
 from rapkernels.targets import Target, Targets, resolve_target, split_targets
 
 
@@ -72,9 +74,9 @@ class ClassDistribution:
         absolute: whether magnitudes compete, as above, or signed values.
         scale: s: "max" for the largest magnitude in the sample's K maps (any s where they are all
             zero, and V too), a positive number, or None for 1.
-        model: returns logits ``(N, C)``; None for the base's ``model`` or ``forward_func``. Where
-            it has neither, an automatic set and the predicted class need it, and without it classes
-            are not compared with the number of outputs.
+        model: returns logits ``(N, C)``; None for the base's ``model``, of which its ``output`` is
+            taken, or ``forward_func``. Where it has neither, an automatic set and the predicted
+            class need it, and without it classes are not compared with the number of outputs.
 
     Raises:
         ArgumentTypeError: an argument has the wrong type, or ``base`` is nothing that attributes.
@@ -125,7 +127,7 @@ class ClassDistribution:
         """Explain one class of each sample against its competitors.
 
         Args:
-            x: ``(N, ...)``, what the model takes; floating-point, finite.
+            x: ``(N, ...)``, what the model takes, one tensor; floating-point, finite.
             target: None for the predicted class, an int for all samples, or a list, tuple or tensor
                 ``(N,)``.
             layers: paths of modules where the classes compete too, each place with the scale of its
@@ -243,10 +245,10 @@ class ClassDistribution:
         samples, logits, outputs = x.shape[0], None, None
         if self._table is None or any(target is None for target in targets):
             argument = "classes" if self._table is None else "target"
-            logits = _logits(self._needed_model(argument), x, findings)
+            logits = self._logits(self._needed_model(argument), x, findings)
             outputs = logits.shape[1]
         elif self.model is not None:
-            outputs = _logits(self.model, x[:1], findings).shape[1]
+            outputs = self._logits(self.model, x[:1], findings).shape[1]
         # A model that is not known sets no limit.
         shape = torch.Size((samples, outputs or torch.iinfo(torch.int64).max))
         chosen = []
@@ -263,6 +265,29 @@ class ClassDistribution:
             return _Contest(given, [given] * len(chosen), chosen)
         assert logits is not None
         return _automatic(probable_classes(logits, self.top), chosen, findings)
+
+    def _logits(self, model: Model, x: Tensor, findings: Findings) -> Tensor:
+        """Run the model, in the settings of explainers: they must agree on the predicted class."""
+        samples = x.shape[0]
+        # A model need not take an empty batch.
+        like = x.detach() if samples else x.new_zeros((1, *x.shape[1:]))
+        returned: Any = model(like)
+        if isinstance(self.base, Explainer) and model is self.base.model:
+            name = type(self.base.model).__name__
+            returned = select_output(returned, read_output(self.base.output), name)
+        if not isinstance(returned, Tensor):
+            raise ArgumentError(
+                f"model must return one tensor of logits (N, C), got {type(returned).__name__}"
+            )
+        shape, wanted = list(returned.shape), like.shape[0]
+        if len(shape) < 2 or shape[0] != wanted or returned[0].numel() != shape[1] or shape[1] < 2:
+            raise ArgumentError(
+                "model must return logits (N, C) of at least 2 classes, but for a batch of "
+                f"{wanted} it returns shape {shape}"
+            )
+        logits = returned.flatten(1)[:samples]
+        findings.check(logits, lambda: ~torch.isfinite(logits).all(), _refuse_output)
+        return logits
 
 
 class _Contest(NamedTuple):
@@ -298,27 +323,6 @@ def _decide(compete: Competition, maps: Tensor, contest: _Contest, findings: Fin
             compared = maps[places(contest.classes, classes).T, rows]
         found.append(compete(compared, places(classes, target[:, None])[:, 0]))
     return torch.stack(found)
-
-
-def _logits(model: Model, x: Tensor, findings: Findings) -> Tensor:
-    """Run the model, in the settings of explainers: they must agree on the predicted class."""
-    samples = x.shape[0]
-    # A model need not take an empty batch.
-    like = x.detach() if samples else x.new_zeros((1, *x.shape[1:]))
-    output: Any = model(like)
-    if not isinstance(output, Tensor):
-        raise ArgumentError(
-            f"model must return one tensor of logits (N, C), got {type(output).__name__}"
-        )
-    shape = list(output.shape)
-    if len(shape) < 2 or shape[0] != like.shape[0] or output[0].numel() != shape[1] or shape[1] < 2:
-        raise ArgumentError(
-            "model must return logits (N, C) of at least 2 classes, but for a batch of "
-            f"{like.shape[0]} it returns shape {shape}"
-        )
-    logits = output.flatten(1)[:samples]
-    findings.check(logits, lambda: ~torch.isfinite(logits).all(), _refuse_output)
-    return logits
 
 
 def _check_contains(sets: Tensor, target: Tensor, findings: Findings) -> None:

@@ -14,6 +14,7 @@ from rapkernels.explainer import Attention, Explainer
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
 from rapkernels.methods.layer import check_layer, gradients
+from rapkernels.outputs import Output
 from rapkernels.relevance import sample_view, saturate
 from rapkernels.rules.base import Method, Sharing
 from rapkernels.rules.choices import RuleChoices
@@ -44,7 +45,7 @@ class AttributionEquilibrium(Explainer):
     Everything else is said at :class:`~rapkernels.explainer.Explainer`.
 
     Args:
-        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        model: the module to explain, in eval mode.
         layer: path of the module at whose output the map starts; None for the last activation
             function after a convolution that still has positions and is no gate ("features.29" in
             VGG-16; in transformers and ConvNeXt inside of the last block's MLP, so that
@@ -55,6 +56,7 @@ class AttributionEquilibrium(Explainer):
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
         attention: "constant" or "attnlrp", likewise.
+        output: which tensor of what the model returns is explained, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, ``layer`` not a string or ``ratio`` not a
@@ -75,8 +77,9 @@ class AttributionEquilibrium(Explainer):
         rules: RuleChoices | None = None,
         strict: bool = True,
         attention: Attention = "constant",
+        output: Output = None,
     ) -> None:
-        super().__init__(model, backend, rules, strict, attention)
+        super().__init__(model, backend, rules, strict, attention, output)
         check_layer(layer)
         checks.check_finite_number("ratio", ratio)
         self.layer = layer

@@ -11,6 +11,7 @@ from rapkernels.composites import COMPOSITES, Composite
 from rapkernels.errors import ArgumentTypeError
 from rapkernels.explainer import Attention
 from rapkernels.methods.output import OutputExplainer
+from rapkernels.outputs import Output
 from rapkernels.rules.base import Method, Sharing
 from rapkernels.rules.choices import RuleChoices
 from rapkernels.rules.lrp import check_composite, choose_lrp
@@ -22,12 +23,12 @@ class LRP(OutputExplainer):
     The relevance has the shape of the input. It sums to what was sent back less what was absorbed:
     biases and stabilizers take their share of relevance, which the report counts. Residual adds,
     average pools and means follow the z-rule: shares in proportion, which are unbounded where terms
-    cancel. BatchNorms are folded into the convolution before them.
+    cancel. BatchNorms are folded into the convolution before them; others pass relevance unchanged.
 
     Everything else is said at :class:`~rapkernels.explainer.Explainer`.
 
     Args:
-        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        model: the module to explain, in eval mode.
         composite: which layer gets which rule: "EpsilonPlus", "EpsilonPlusFlat",
             "EpsilonAlpha2Beta1", "EpsilonAlpha2Beta1Flat", "EpsilonGammaBox", "GradientTimesInput"
             or a :class:`rapkernels.composites.Composite`.
@@ -35,6 +36,7 @@ class LRP(OutputExplainer):
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
         attention: "constant" or "attnlrp", likewise.
+        output: which tensor of what the model returns is explained, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``composite`` neither a name nor a
@@ -54,8 +56,9 @@ class LRP(OutputExplainer):
         rules: RuleChoices | None = None,
         strict: bool = True,
         attention: Attention = "constant",
+        output: Output = None,
     ) -> None:
-        super().__init__(model, backend, rules, strict, attention)
+        super().__init__(model, backend, rules, strict, attention, output)
         if isinstance(composite, str):
             checks.check_choice("composite", composite, COMPOSITES)
             composite = COMPOSITES[composite]()

@@ -15,6 +15,7 @@ from rapkernels.calls import Start
 from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.explainer import Explainer, Maps
 from rapkernels.findings import Findings
+from rapkernels.inputs import Several
 from rapkernels.report import Report
 from rapkernels.targets import Target
 from rapkernels.walker import Walk
@@ -62,10 +63,20 @@ class OutputExplainer(Explainer):
         output_relevance: OutputRelevance = "logit",
     ) -> tuple[Tensor, dict[str, Tensor], Report]: ...
 
+    @overload
+    def attribute(
+        self,
+        x: Several,
+        target: Target = None,
+        layers: Sequence[str] | None = None,
+        return_report: bool = False,
+        output_relevance: OutputRelevance = "logit",
+    ) -> Any: ...
+
     @override
     def attribute(
         self,
-        x: Tensor,
+        x: Tensor | Several,
         target: Target = None,
         layers: Sequence[str] | None = None,
         return_report: bool = False,
@@ -74,10 +85,12 @@ class OutputExplainer(Explainer):
         """Explain one output of each sample, or what the caller gives for the output.
 
         Args:
-            x: ``(N, ...)``, what the model takes; float64, float32, bfloat16 or float16, finite.
+            x: what the model takes, as for :class:`~rapkernels.explainer.Explainer`: ``(N, ...)``,
+                float64, float32, bfloat16 or float16, finite; or several in a tuple, list or dict.
             target: which output: None for the predicted class, an int for all samples, or a list,
                 tuple or tensor ``(N,)``. Where the output has more than two dimensions: an index
-                tuple without the batch dimension, or a list of them.
+                tuple without the batch dimension, a list of them, or a
+                :class:`rapkernels.MaskedTarget`.
             layers: paths of modules (as in ``model.named_modules()``) whose output's relevance is
                 wanted too: that of the last value that the module computes.
             return_report: whether to return the conservation report too.
@@ -87,8 +100,10 @@ class OutputExplainer(Explainer):
 
         Returns:
             The relevance of ``x``, of its shape, dtype and device, detached; its sum is what was
-            sent back less what was absorbed. With ``layers`` or ``return_report`` a tuple of it, a
-            dict from path to relevance, and a :class:`~rapkernels.report.Report`, as asked.
+            sent back less what was absorbed. For several inputs a tuple, with None in the place of
+            constants, or a dict without them, and the sum over all. With ``layers`` or
+            ``return_report`` a tuple of it, a dict from path to relevance, and a
+            :class:`~rapkernels.report.Report`, as asked.
 
         Raises:
             ArgumentError, ArgumentTypeError: an argument cannot be used; the message says why.
@@ -123,16 +138,15 @@ class OutputExplainer(Explainer):
 
     @override
     def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:
-        score = calls.scores_of(output, target)
+        start = calls.start_from_output(output, target)
         if len(target) == 1:
             # Of several targets most lose.
-            calls.warn_of_non_positive(score, findings)
-        return Start(calls.start_from_output(output, target, score), True, score)
+            calls.warn_of_non_positive(start.score, findings)
+        return start
 
 
 def _begin_ones(_walk: Walk, output: Tensor, target: Tensor, _findings: Findings) -> Start:
-    ones = torch.ones_like(target, dtype=output.dtype)
-    return Start(calls.start_from_output(output, target, ones), True, ones)
+    return calls.start_from_output(torch.ones_like(output), target)
 
 
 def _begin_given(

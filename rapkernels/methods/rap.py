@@ -9,9 +9,12 @@ from typing_extensions import override
 
 from rapkernels import checks
 from rapkernels.backends import Backend
+from rapkernels.errors import ArgumentError
 from rapkernels.explainer import Attention
 from rapkernels.findings import Findings
+from rapkernels.inputs import Inputs
 from rapkernels.methods.output import OutputExplainer
+from rapkernels.outputs import Output
 from rapkernels.rules.base import Method, Sharing
 from rapkernels.rules.choices import RuleChoices
 from rapkernels.rules.rap import choose_rap
@@ -29,16 +32,17 @@ class RAP(OutputExplainer):
     absorbed. Everything else is said at :class:`~rapkernels.explainer.Explainer`.
 
     Args:
-        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        model: the module to explain, in eval mode.
         variant: "default", "paper" (Eq. 7 in convolutions too) or "author" (the published code,
             quirks included).
         bounds: (low, high), the smallest and largest values that inputs can take, for the input
             layer's rule (Eq. 10): numbers, or tensors that broadcast to ``x``. None takes each
-            sample's own.
+            sample's own, and is needed where the model takes several inputs.
         backend: "auto" (native where built), "native" or "reference".
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
         attention: "constant" or "attnlrp", likewise.
+        output: which tensor of what the model returns is explained, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``bounds`` is not a pair of numbers or
@@ -58,11 +62,12 @@ class RAP(OutputExplainer):
         rules: RuleChoices | None = None,
         strict: bool = True,
         attention: Attention = "constant",
+        output: Output = None,
     ) -> None:
         checks.check_model(model)
         checks.check_choice("variant", variant, VARIANTS)
         checks.check_bounds_form(bounds)
-        super().__init__(model, backend, rules, strict, attention)
+        super().__init__(model, backend, rules, strict, attention, output)
         self.variant = variant
         self.bounds = bounds
 
@@ -71,8 +76,15 @@ class RAP(OutputExplainer):
         return rap_method(self.variant)
 
     @override
-    def _bounds(self, x: Tensor, findings: Findings) -> Bounds | None:
-        return checks.expand_bounds(self.bounds, x, findings)
+    def _bounds(self, inputs: Inputs, findings: Findings) -> Bounds | None:
+        if self.bounds is None:
+            return None
+        if len(inputs.tensors) > 1:
+            raise ArgumentError(
+                "bounds must be None where the model takes several inputs, so that each sample of "
+                f"each has its own, got bounds and {inputs.shapes()}"
+            )
+        return checks.expand_bounds(self.bounds, inputs.tensors[0], findings)
 
 
 def rap_method(name: str) -> Method:

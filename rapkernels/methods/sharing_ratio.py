@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +11,15 @@ from typing_extensions import override
 
 from rapkernels import calls, checks
 from rapkernels.backends import Backend
-from rapkernels.calls import Start
+from rapkernels.calls import Explained, Start
 from rapkernels.channels import Channels
 from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.explainer import Explainer
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
+from rapkernels.inputs import Several
 from rapkernels.methods.layer import check_layer, gradients
+from rapkernels.outputs import Output
 from rapkernels.relevance import sample_view, saturate
 from rapkernels.rules.base import Method, Sharing
 from rapkernels.rules.choices import RuleChoices
@@ -52,7 +54,7 @@ class SharingRatio(Explainer):
     Everything else is said at :class:`~rapkernels.explainer.Explainer`.
 
     Args:
-        model: the module to explain, in eval mode. It takes one tensor and returns one.
+        model: the module to explain, in eval mode.
         layer: path of the module at whose output the map starts; None for the last activation
             function after a convolution that still has positions and is no gate ("features.29" in
             VGG-16; in transformers and ConvNeXt inside of the last block's MLP, so that
@@ -64,6 +66,7 @@ class SharingRatio(Explainer):
         backend: "auto" (native where built), "native" or "reference".
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
+        output: which tensor of what the model returns is explained, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module or ``layer`` not a string.
@@ -82,27 +85,28 @@ class SharingRatio(Explainer):
         backend: Backend = "auto",
         rules: RuleChoices | None = None,
         strict: bool = True,
+        output: Output = None,
     ) -> None:
-        super().__init__(model, backend, rules, strict)
+        super().__init__(model, backend, rules, strict, output=output)
         check_layer(layer)
         checks.check_choice("start", start, STARTS)
         self.layer = layer
         self.start = start
 
     def receptive_field(
-        self, x: Tensor, layer: str, position: tuple[int, ...] | None = None
-    ) -> Tensor:
+        self, x: Tensor | Several, layer: str, position: tuple[int, ...] | None = None
+    ) -> Any:
         """The effective receptive field of one feature vector: its shares of the input's positions.
 
         Args:
-            x: ``(N, C, *size)``, what the model takes.
+            x: ``(N, C, *size)``, what the model takes, or several, as for :meth:`attribute`.
             layer: path of the module that computes the vector.
             position: its position among the module's output, (row, col) of an image; None where
                 the output has no positions.
 
         Returns:
             ``(N, *size)``, in the dtype of ``x``; it sums to 1 where the vector is not 0 and no
-            vector on the way is.
+            vector on the way is. Of several inputs each has its own, and the sum is that over all.
 
         Raises:
             ArgumentError, ArgumentTypeError: the layer or the position is not there.
@@ -110,27 +114,29 @@ class SharingRatio(Explainer):
         """
         if not isinstance(layer, str):
             raise ArgumentTypeError(f"layer must be a module path, got {type(layer).__name__}")
-        findings = self._check(x)
-        with calls.settings(x):
+        inputs, findings = self._check(x)
+        with calls.settings(inputs):
             program = self._program_to(
-                x, findings, partial(find_start, model=self.model, layer=layer)
+                inputs, findings, partial(find_start, model=self.model, layer=layer)
             )
-            shape = program.graph.sized(program.graph.shape_of(program.end), x.shape[0])
+            shape = program.graph.sized(program.graph.shape_of(program.end), inputs.samples)
             channels = program.channels.get(program.end, Channels())
-            index = _index(position, channels.vectors(x.new_empty(shape)).shape[2:])
-            if x.shape[0] == 0:
-                return self._map(torch.empty_like(x), Channels())
-            walk = self._walk(program, x)
-            value = walk.forward_to_start(calls.fast_layout(x))
+            index = _index(position, channels.vectors(inputs.tensors[0].new_empty(shape)).shape[2:])
+            if inputs.samples == 0:
+                empty = calls.empty(program, inputs, 1, ())
+                return inputs.packed(self._maps(program, empty, False)[0])
+            walk = self._walk(program, inputs)
+            value = walk.forward_to_start([calls.fast_layout(t) for t in inputs.tensors])
             vectors = torch.zeros_like(channels.vectors(value))
             # Any split over the channels will do: the next step reads their sum.
             vectors[index] = 1 / vectors.shape[1]
             start = channels.restored(vectors, value.shape)
-            score = start.new_ones(1, x.shape[0])
-            relevance, _ = calls.send_back(walk, x, Start(start, False, score))
-            field = self._map(relevance, Channels())
+            score = start.new_ones(1, inputs.samples)
+            relevance, _ = calls.send_back(walk, inputs, Start(start, False, score))
+            explained = Explained(relevance, {}, score, score)
+            fields, _ = self._maps(program, explained, False)
             findings.settle()
-            return field
+            return inputs.packed(fields)
 
     @override
     def _method(self) -> Method:

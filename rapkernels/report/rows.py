@@ -70,9 +70,11 @@ class Report(Rows[ReportRow]):
 
     Attributes:
         rows: one per step that relevance went through.
-        target: ``(N,)`` int64, the flat index of the output that was explained.
-        score: ``(N,)``, its value, or the sum of the relevance that the caller gave in its place.
-        total: ``(N,)`` float64, sum of the relevance of the input.
+        target: ``(N,)`` int64, the flat index of the output that was explained; of a
+            :class:`rapkernels.MaskedTarget` bool of the output's shape, its entries.
+        score: ``(N,)``, its value, or the sum of its entries, or of the relevance that the caller
+            gave in its place.
+        total: ``(N,)`` float64, sum of the relevance of the input, or of all inputs.
         other_seconds: time of the operations without a row: their forward is all that they need.
     """
 
@@ -106,6 +108,12 @@ class Report(Rows[ReportRow]):
         """Whether it is that of an empty batch, or of a call in which nothing was sent back."""
         return not self.rows or not self.rows[0].error.numel()
 
+    def targets(self) -> list[int | str]:
+        """The target of each sample; "7 entries" of a :class:`rapkernels.MaskedTarget`."""
+        if self.target.dtype != torch.bool:
+            return list(self.target.tolist())
+        return [f"{entries} entries" for entries in self.target.flatten(1).sum(1).tolist()]
+
     def to_frame(self) -> DataFrame:
         """A pandas data frame with one row per node and sample, the samples of a node together.
 
@@ -124,7 +132,7 @@ class Report(Rows[ReportRow]):
         for field in fields(ReportRow):
             if field.name == "received":
                 columns["sample"] = list(range(samples)) * len(self.rows)
-                columns["target"] = self.target.tolist() * len(self.rows)
+                columns["target"] = self.targets() * len(self.rows)
                 columns["score"] = self.score.tolist() * len(self.rows)
             values = (getattr(row, field.name) for row in self.rows)
             columns[field.name] = [cell for value in values for cell in _cells(value, samples)]

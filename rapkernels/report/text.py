@@ -45,7 +45,7 @@ def format_report(report: Report) -> str:
     forward = sum(row.forward_seconds for row in report.rows)
     backward = sum(row.backward_seconds for row in report.rows)
     lines = [
-        f"target {report.target.tolist()}",
+        f"target [{', '.join(map(str, report.targets()))}]",
         f"score {[float(_number(value)) for value in report.score.tolist()]}",
         f"total {[float(_number(value)) for value in report.total.tolist()]}",
         f"seconds: forward {forward:.3g}, backward {backward:.3g}, "
