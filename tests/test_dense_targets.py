@@ -264,7 +264,6 @@ def test_no_target_says_how_to_choose() -> None:
     "name",
     [
         "lraspp_mobilenet_v3_large",
-        pytest.param("fcn_resnet50", marks=pytest.mark.slow),
         pytest.param("deeplabv3_resnet50", marks=pytest.mark.slow),
     ],
 )

@@ -440,5 +440,5 @@ def test_fields_and_patterns_in_a_capture(backend: Any, capturing: Watch) -> Non
     unknown = seeded(NETWORKS["residual"])
     with pytest.raises(ExportError, match="call activation_pattern_prediction once with x of"):
         rk.activation_pattern_prediction(unknown, x)
-    with pytest.raises(ExportError, match="call attribute once with an input"):
+    with pytest.raises(ExportError, match="call attribute once with x of"):
         rk.SharingRatio(unknown).receptive_field(x, "b", (1, 2))

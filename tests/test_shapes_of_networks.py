@@ -132,14 +132,12 @@ def test_gradient_times_input_of_a_convolution_in_one_dimension(backend: Any) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18", "s3d"])
-def test_video_networks_of_torchvision(name: str) -> None:
+def test_a_video_network_of_torchvision() -> None:
     video = pytest.importorskip("torchvision").models.video
-    frames = 14 if name == "s3d" else 4
-    net = seeded(lambda: getattr(video, name)(weights=None, num_classes=5), torch.float32)
-    x = drawn(2, 3, frames, 32, 32) if name != "s3d" else drawn(2, 3, frames, 224, 224)
+    net = seeded(lambda: video.r2plus1d_18(weights=None, num_classes=5), torch.float32)
+    x = drawn(2, 3, 4, 16, 16)
     for made in (rk.RAP(net), rk.LRP(net)):
         relevance, report = made.attribute(x, 1, return_report=True)
         assert bool(torch.isfinite(relevance).all())
-        # Float32 sums of some hundred thousand entries.
+        # Float32 sums of some ten thousand entries.
         assert float(report.worst().error.max()) < 1e-6
