@@ -9,8 +9,10 @@ from torch import nn
 from rapkernels import checks
 from rapkernels.errors import ArgumentError
 from rapkernels.graph import Graph, Node
+from rapkernels.rules.base import Rule
 from rapkernels.rules.choices import Classes
 from rapkernels.rules.classes import family_of, reached, rule_classes
+from rapkernels.rules.gates import PRODUCTS, Gate
 
 
 def find_start(
@@ -22,8 +24,8 @@ def find_start(
         graph: the graph of the model.
         model: the model.
         layer: path of a module: the last value that it computes. None for the last activation
-            function after a convolution whose value still has positions and is no gate: in VGG-16
-            that is "features.29", in a ResNet the end of its last block.
+            function after a convolution whose value still has positions and is no gate, or gated
+            linear unit: in VGG-16 that is "features.29", in a ResNet the end of its last block.
         classes: the classes of rules of the nodes, None for those of the table.
 
     Raises:
@@ -52,7 +54,7 @@ def find_start(
     ]
     for node in candidates:
         if (
-            families[node.name] == "activation"
+            (families[node.name] == "activation" or _is_gated_unit(graph, node, classes[node.name]))
             and len(node.shape) > 2
             and any(families.get(name) == "conv" for name in graph.ancestors(node.name))
         ):
@@ -66,6 +68,15 @@ def find_start(
 def _leads_with_samples(graph: Graph, name: str) -> bool:
     shape = graph.shape_of(name)
     return graph.batch is None or bool(shape[:1] == (graph.batch,))
+
+
+def _is_gated_unit(graph: Graph, node: Node, cls: type[Rule] | None) -> bool:
+    """Whether a node multiplies a signal by an activation function of its own shape."""
+    return (
+        cls is Gate
+        and node.operation in PRODUCTS
+        and all(graph.shape_of(name) == node.shape for name in graph.activations(node))
+    )
 
 
 def _example(candidates: Sequence[Node], families: dict[str, str]) -> str:

@@ -330,6 +330,20 @@ def test_the_default_start_is_no_gate(method: str) -> None:
     assert torch.equal(found, METHODS[method](model, layer="active").attribute(x, 1))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gated_linear_unit_is_a_start(method: str) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        y = m.a(x).flatten(2).transpose(1, 2)
+        return m.fc(m.unit(functional.silu(m.gate(y)) * m.up(y)).mean(1))
+
+    layers: dict[str, nn.Module] = {"a": conv(3), "gate": nn.Linear(4, 4), "up": nn.Linear(4, 4)}
+    layers |= {"unit": nn.Dropout(), "fc": nn.Linear(4, 5)}
+    model, x = seeded(lambda: Function(run, **layers)), images()
+    found = METHODS[method](model).attribute(x, 1)
+    assert bool(found.any())
+    assert torch.equal(found, METHODS[method](model, layer="unit").attribute(x, 1))
+
+
 class Sine(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)

@@ -47,9 +47,9 @@ class AttributionEquilibrium(Explainer):
     Args:
         model: the module to explain, in eval mode.
         layer: path of the module at whose output the map starts; None for the last activation
-            function after a convolution that still has positions and is no gate ("features.29" in
-            VGG-16; in transformers and ConvNeXt inside of the last block's MLP, so that
-            "encoder.ln" or "features" takes in all of it).
+            function, or gated linear unit, after a convolution that still has positions and is no
+            gate ("features.29" in VGG-16; in transformers and ConvNeXt inside of the last block's
+            MLP, so that "encoder.ln" or "features" takes in all of it).
         ratio: weight r of the positive part; the published values are from 1 to 2. The larger, the
             more of the map is positive.
         backend: "auto" (native where built), "native" or "reference".

@@ -56,9 +56,9 @@ class SharingRatio(Explainer):
     Args:
         model: the module to explain, in eval mode.
         layer: path of the module at whose output the map starts; None for the last activation
-            function after a convolution that still has positions and is no gate ("features.29" in
-            VGG-16; in transformers and ConvNeXt inside of the last block's MLP, so that
-            "encoder.ln" or "features" takes in all of it).
+            function, or gated linear unit, after a convolution that still has positions and is no
+            gate ("features.29" in VGG-16; in transformers and ConvNeXt inside of the last block's
+            MLP, so that "encoder.ln" or "features" takes in all of it).
         start: the class-specific share of a position of that layer: "gradient", the inner product
             of its vector with the gradient of the logit (inferred), which after global average
             pooling and a linear layer sums to the logit less its bias; or "normalised", the same
