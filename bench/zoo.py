@@ -1,10 +1,12 @@
-"""All torchvision classifiers with random weights: do they run, and what does relevance do there?
+"""Classifiers with random weights: do they run, and what does relevance do there?
 
-    python -m bench.zoo -o bench/results/zoo.csv
-    python -m bench.zoo --model vit_b_16 --model resnet152
+    python -m bench.zoo                                    # all three libraries
+    python -m bench.zoo --library torchvision --model vit_b_16 --model resnet152 --print
 
 Each model is measured in a process of its own (`bench.zoo_model`), and each row is written as soon
-as it is there. `docs/models.md` has the table.
+as it is there, to bench/results/zoo/LIBRARY.csv. `python -m bench.report` makes the tables of
+docs/models.md of them. It fails where a model does not run, is not finite, or has a node that does
+not conserve.
 """
 
 from __future__ import annotations
@@ -15,51 +17,69 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from bench.machine import ROOT
 from bench.zoo_model import METHODS, ZooRow
+from bench.zoo_models import LIBRARIES, names_of
 
 FIELDS = [field.name for field in dataclasses.fields(ZooRow)]
+RESULTS = ROOT / "bench" / "results" / "zoo"
 _TIMEOUT = 900
 
 
-def classifiers() -> list[str]:
-    """The names of torchvision's image classifiers."""
-    from torchvision import models
-
-    return list(models.list_models(module=models))
-
-
-@click.command(help="Attribute torchvision's classifiers and tell what came of it.")
-@click.option("--model", "models", multiple=True, help="Repeatable. Default: all classifiers.")
+@click.command(help="Attribute classifiers with random weights and tell what came of it.")
+@click.option("--library", "libraries", multiple=True, type=click.Choice(list(LIBRARIES)))
+@click.option("--model", "models", multiple=True, help="Repeatable. Default: all of the library.")
 @click.option("--batch", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--method", type=click.Choice(list(METHODS)), default="rap", show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=None)
-def main(models: tuple[str, ...], batch: int, method: str, output: Path | None) -> None:
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=RESULTS,
+    show_default=True,
+    help="Folder for one CSV file per library.",
+)
+@click.option("--print", "only_print", is_flag=True, help="Write no files.")
+def main(
+    libraries: tuple[str, ...],
+    models: tuple[str, ...],
+    batch: int,
+    method: str,
+    output: Path,
+    only_print: bool,
+) -> None:
     """Measure; the text for users is the command's help."""
-    rows: list[dict[str, object]] = []
     failed: list[str] = []
-    for name in models or classifiers():
-        row = measure_apart(name, batch, method)
-        if isinstance(row, str):
-            failed.append(name)
-            click.echo(f"{name}: {row}", err=True)
-            continue
-        rows.append(row)
-        click.echo(", ".join(f"{key} {_short(value)}" for key, value in row.items()))
-        if output is not None:
-            write(rows, output)
-    click.echo(f"{len(rows)} of {len(rows) + len(failed)} models were explained")
+    done = 0
+    for library in libraries or LIBRARIES:
+        rows: list[ZooRow] = []
+        for name in models or names_of(library):
+            row = measure_apart(library, name, batch, method)
+            if isinstance(row, str):
+                failed.append(name)
+                click.echo(f"{name}: {row}", err=True)
+                continue
+            rows.append(row)
+            if not row.passes:
+                failed.append(name)
+            values = dataclasses.asdict(row).items()
+            click.echo(", ".join(f"{key} {_short(value)}" for key, value in values))
+            if not only_print:
+                write(rows, output / f"{library}.csv")
+        done += len(rows)
+    click.echo(f"{done} models were explained")
     if failed:
         raise click.ClickException(f"failed: {', '.join(failed)}")
 
 
-def measure_apart(name: str, batch: int, method: str) -> dict[str, object] | str:
+def measure_apart(library: str, name: str, batch: int, method: str) -> ZooRow | str:
     """The row of a model, or why there is none."""
-    arguments = [name, str(batch), method, str(torch.get_num_threads())]
+    arguments = [library, name, str(batch), method, str(torch.get_num_threads())]
     command = [sys.executable, "-W", "ignore", "-m", "bench.zoo_model", *arguments]
     try:
         done = subprocess.run(
@@ -69,19 +89,19 @@ def measure_apart(name: str, batch: int, method: str) -> dict[str, object] | str
         return f"not done within {_TIMEOUT} s"
     if done.returncode != 0:
         return (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    found: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return ZooRow(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def write(rows: list[dict[str, object]], path: Path) -> None:
+def write(rows: list[ZooRow], path: Path) -> None:
     """Write the rows as CSV."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
-def _short(value: object) -> str:
+def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

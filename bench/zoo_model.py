@@ -1,4 +1,6 @@
-"""One model of the zoo, measured in this process: `python -m bench.zoo_model NAME BATCH METHOD`.
+"""One model of the zoo, measured in this process.
+
+    python -m bench.zoo_model LIBRARY NAME BATCH METHOD THREADS
 
 It prints one JSON object, a :class:`ZooRow`.
 """
@@ -12,6 +14,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +24,14 @@ from torch import Tensor, nn
 import rapkernels as rk
 from bench.memory import peak_bytes, settled_resident_bytes
 from bench.timing import seconds_of
+from bench.zoo_models import load
 
-SEED = 0
 CALLS = 3
+# The largest conservation error of a node that a model may show, of the sum of |R| there.
+CONSERVATION = 1e-5
 METHODS = {"rap": rk.RAP, "lrp": rk.LRP}
+# Operations that absorb less of what was sent back are not named.
+_NAMED_FROM = 0.001
 
 
 @dataclass(frozen=True)
@@ -32,67 +39,49 @@ class ZooRow:
     """What one model showed.
 
     Attributes:
-        model: its name in torchvision.
+        library: where the model is from.
+        model: its name there.
         image: side of its input.
         parameters: how many.
         operations: nodes of the graph that relevance goes through.
         prepare_seconds: export and plan.
+        forward_seconds: median time of a forward pass.
         cost: attribution in forward passes of the same batch, medians.
         peak_gb: resident memory above the loaded model during the first attribution.
         finite: whether every entry of the relevance is.
         conservation: largest conservation error of a node, of the sum of absolute relevance there.
         total: sum of the relevance of the input, over the logit, of the sample where it is farthest
             from 1.
-        absorbed: what met no message, over the logit, of that sample.
         growth: largest sum of absolute relevance of a node, over the logit.
-        absorber: the node that absorbed most, and its operation.
+        absorbed: what met no message, over the logit, of the sample of ``total``.
+        absorbers: the two kinds of operations that absorbed most, each with its share.
     """
 
+    library: str
     model: str
     image: int
     parameters: int
     operations: int
     prepare_seconds: float
+    forward_seconds: float
     cost: float
     peak_gb: float
     finite: bool
     conservation: float
     total: float
-    absorbed: float
     growth: float
-    absorber: str
+    absorbed: float
+    absorbers: str
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is finite and conserves."""
+        return self.finite and self.conservation <= CONSERVATION
 
 
-def load(name: str, batch: int) -> tuple[nn.Module, Tensor]:
-    """A torchvision classifier with random weights and BatchNorm statistics, and its input."""
-    from torchvision import models
-
-    torch.manual_seed(SEED)
-    options: dict[str, Any] = {"init_weights": False} if name in _SLOW_TO_INITIALISE else {}
-    model = models.get_model(name, weights=None, **options)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.normal_(module.bias, std=0.01)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.5, 1.5)
-    side = _SIDES.get(name, 224)
-    return model.eval().requires_grad_(False), torch.randn(batch, 3, side, side)
-
-
-_SLOW_TO_INITIALISE = ("googlenet", "inception_v3")
-_SIDES = {"inception_v3": 299}
-
-
-def measure(name: str, batch: int, method: str) -> ZooRow:
+def measure(library: str, name: str, batch: int, method: str) -> ZooRow:
     """Export, plan, attribute and time one model."""
-    model, x = load(name, batch)
+    model, x = load(library, name, batch)
     warnings.simplefilter("ignore")
     zero = settled_resident_bytes()
     explainer = METHODS[method](model)
@@ -102,35 +91,49 @@ def measure(name: str, batch: int, method: str) -> ZooRow:
     prepared = time.perf_counter() - started
     peak, _ = peak_bytes(lambda: found.append(explainer.attribute(x)))
     (relevance,) = found
-    with torch.no_grad():
-        forward = statistics.median(seconds_of(lambda: model(x)) for _ in range(CALLS))
-    gc.collect()
-    attribution = statistics.median(
-        seconds_of(lambda: explainer.attribute(x)) for _ in range(CALLS)
-    )
+    forward, attribution = _seconds(model, x, explainer)
     _, report = explainer.attribute(x, return_report=True)
-    score = report.score.double()
-    share = report.total / score
+    share = report.over_sent(report.total)
     worst = int((share - 1).abs().argmax())
-    absorbed = torch.stack([row.absorbed for row in report.rows])
-    most = report.rows[int(absorbed.abs().amax(1).argmax())]
+    absorbed = Counter[str]()
+    for row in report:
+        absorbed[row.operation.split(".")[1]] += float(report.over_sent(row.absorbed)[worst])
     return ZooRow(
+        library=library,
         model=name,
         image=x.shape[-1],
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        operations=sum(row.rule != "-" for row in plan.rows),
+        operations=sum(row.rule != "-" for row in plan),
         prepare_seconds=prepared,
+        forward_seconds=forward,
         cost=attribution / forward,
         peak_gb=(peak - zero) / 1e9,
         finite=bool(torch.isfinite(relevance).all()),
         conservation=float(report.worst().error.max()),
         total=float(share[worst]),
-        absorbed=float((absorbed.sum(0) / score)[worst]),
-        growth=float(max((row.magnitude / score.abs()).max() for row in report.rows)),
-        absorber=f"{most.node} ({most.operation})",
+        growth=float(max(report.over_sent(row.magnitude).abs().max() for row in report)),
+        absorbed=sum(absorbed.values()),
+        absorbers=_largest(absorbed),
     )
 
 
+def _seconds(model: nn.Module, x: Tensor, explainer: Any) -> tuple[float, float]:
+    """Median times of a forward and of an attribution, measured in turns."""
+    forward: list[float] = []
+    attribution: list[float] = []
+    gc.collect()
+    for _ in range(CALLS):
+        with torch.no_grad():
+            forward.append(seconds_of(lambda: model(x)))
+        attribution.append(seconds_of(lambda: explainer.attribute(x)))
+    return statistics.median(forward), statistics.median(attribution)
+
+
+def _largest(absorbed: Counter[str]) -> str:
+    most = sorted(absorbed.items(), key=lambda item: -abs(item[1]))[:2]
+    return ", ".join(f"{name} {part:.3g}" for name, part in most if abs(part) >= _NAMED_FROM)
+
+
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[4]))
-    print(json.dumps(dataclasses.asdict(measure(sys.argv[1], int(sys.argv[2]), sys.argv[3]))))
+    torch.set_num_threads(int(sys.argv[5]))
+    print(json.dumps(dataclasses.asdict(measure(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4]))))
