@@ -1,11 +1,12 @@
-"""Result files to the tables in README and docs/evaluation.md, which are never typed by hand.
+"""Result files to the tables in README and docs, which are never typed by hand.
 
 python -m bench.report            # from the files in bench/results
 python -m bench.report --check
 python -m bench.report --print bench/results/models.json
 
 The GPU's table is made from bench/results/gpu.json; where there is none, README says so. Tables of
-evaluations are made from bench/results/evaluation/NAME.csv, each between markers of its NAME.
+evaluations are made from bench/results/evaluation/NAME.csv, each between markers of its NAME, and
+that of docs/precision.md from bench/results/precision.csv.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from bench.evaluation_tables import render_evaluation
 from bench.gpu.results import read as read_gpu
 from bench.gpu.table import NOT_MEASURED, render_gpu
 from bench.machine import ROOT
+from bench.precision_table import render_precision
 from bench.render import render
 from bench.schema import SchemaError, read
 
@@ -25,6 +27,8 @@ BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
 GPU_BEGIN = "<!-- bench-gpu:begin -->"
 GPU_END = "<!-- bench-gpu:end -->"
+PRECISION_BEGIN = "<!-- precision:begin -->"
+PRECISION_END = "<!-- precision:end -->"
 RESULTS = ROOT / "bench" / "results"
 FILES = (RESULTS / "models.json", RESULTS / "ops.json")
 EVALUATIONS = RESULTS / "evaluation"
@@ -74,6 +78,13 @@ def with_evaluations(text: str, folder: Path) -> str:
     default=ROOT / "docs" / "evaluation.md",
     help="Gets the tables of the CSV files in --evaluations.",
 )
+@click.option("--precision", type=click.Path(path_type=Path), default=RESULTS / "precision.csv")
+@click.option(
+    "--precision-doc",
+    type=click.Path(path_type=Path),
+    default=ROOT / "docs" / "precision.md",
+    help="Gets the table of --precision, if that is there.",
+)
 @click.option("--check", is_flag=True, help="Write nothing; fail where the tables are not current.")
 @click.option("--print", "only_print", is_flag=True, help="Print the tables, write nothing.")
 def main(
@@ -82,6 +93,8 @@ def main(
     readme: Path,
     evaluations: Path,
     evaluation_doc: Path,
+    precision: Path,
+    precision_doc: Path,
     check: bool,
     only_print: bool,
 ) -> None:
@@ -98,6 +111,10 @@ def main(
         if any(evaluations.glob("*.csv")):
             text = evaluation_doc.read_text(encoding="utf-8")
             new[evaluation_doc] = with_evaluations(text, evaluations)
+        if precision.exists():
+            text = precision_doc.read_text(encoding="utf-8")
+            table = render_precision(precision)
+            new[precision_doc] = insert(text, table, PRECISION_BEGIN, PRECISION_END)
     except (OSError, SchemaError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     for path, text in new.items():

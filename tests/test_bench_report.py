@@ -239,7 +239,7 @@ def test_the_report_command(tmp_path: Path) -> None:
     readme, results = tmp_path / "README.md", tmp_path / "models.json"
     readme.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     schema.write(_models(), results)
-    nowhere = ["--evaluations", str(tmp_path / "none")]
+    nowhere = ["--evaluations", str(tmp_path / "none"), "--precision", str(tmp_path / "none")]
     arguments = ["--readme", str(readme), *nowhere, str(results)]
     stale = CliRunner().invoke(main, ["--check", *arguments])
     assert stale.exit_code == 1
@@ -266,6 +266,7 @@ def test_tables_of_evaluations(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     arguments = ["--readme", str(readme), "--evaluations", str(tmp_path)]
+    arguments += ["--precision", str(tmp_path / "none")]
     arguments += ["--evaluation-doc", str(doc), str(results)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert doc.read_text(encoding="utf-8").splitlines()[3:7] == [
