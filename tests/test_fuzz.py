@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
 import rapkernels as rk
+from rapkernels.composites import COMPOSITES
 from rapkernels.errors import ArgumentError, UnsupportedOperationError
 from rapkernels.rules.registry import _BUILT_IN
 from tests import random_steps, random_steps_any, random_steps_tokens  # noqa: F401
@@ -79,7 +80,10 @@ def growth(report: Any) -> Tensor:
 
 
 def explainer_of(method: str, network: Network, backend: str = "native") -> Any:
-    """The explainer of a method; where it finds no layer to start at, it starts at the output."""
+    """A method's explainer: LRP with any composite; from the output where there is no other start."""
+    if method == "lrp":
+        composite = sorted(COMPOSITES)[network.seed % len(COMPOSITES)]
+        return rk.LRP(network.model, composite, backend=backend)
     if method not in STARTING_AT_LAYERS:
         return METHODS[method](network.model, backend=backend)
     try:
