@@ -80,7 +80,7 @@ def growth(report: Any) -> Tensor:
 
 
 def explainer_of(method: str, network: Network, backend: str = "native") -> Any:
-    """A method's explainer: LRP with any composite; from the output where there is no other start."""
+    """A method's explainer: LRP with any composite; from the output where nothing else will do."""
     if method == "lrp":
         composite = sorted(COMPOSITES)[network.seed % len(COMPOSITES)]
         return rk.LRP(network.model, composite, backend=backend)
