@@ -159,6 +159,16 @@ def test_weights_that_are_parameters_sign_the_messages(name: str, rule: str) -> 
         torch.testing.assert_close(before[n, :, channel], expected, rtol=0, atol=1e-12)
 
 
+def test_a_gate_that_is_mixed_by_parameters_is_the_signal() -> None:
+    model = around(lambda m, y: m.mix.weight @ torch.sigmoid(y), mix=nn.Linear(6, 6))
+    before, after = relevances(rk.RAP(model), "before", "after")
+    values = torch.sigmoid(model.get_submodule("values")(tokens()))
+    mix = model.get_submodule("mix").weight
+    for n, channel in itertools.product(range(3), range(4)):
+        expected = after[n, :, channel] @ shares(mix * values[n, :, channel], "absolute")
+        torch.testing.assert_close(before[n, :, channel], expected, rtol=0, atol=1e-12)
+
+
 UNBATCHED: dict[str, Operation] = {
     "avg_pool2d": lambda _, y: functional.avg_pool2d(y, 2),
     "max_pool2d": lambda _, y: functional.max_pool2d(y, (3, 2)),

@@ -126,8 +126,8 @@ class WeightedSum(Mixing):
     @override
     def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
         read = graph.activations(node)
-        gates = [name for name in read if weighs(graph, name)]
-        return tuple(name for name in read if name not in gates) if gates else read
+        # Where there is no other value, weights are parameters and what opens is the signal.
+        return tuple(name for name in read if not weighs(graph, name)) or read
 
     @override
     def _messages(self, known: dict[str, Any], x: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
