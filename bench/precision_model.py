@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import rapkernels as rk
-from bench.zoo_model import load
+from bench.zoo_models import load
 from rapkernels.images import Preprocessing, prepare_image, read_image
 
 METHODS = {"rap": rk.RAP, "lrp": rk.LRP}
