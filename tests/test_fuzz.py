@@ -57,6 +57,14 @@ LOSING = ("author",)
 STARTING_AT_LAYERS = ("equilibrium", "sharing_ratio")
 # What a method refuses, by the reason that it gives: Sharing Ratio needs the vectors of positions.
 REFUSED = {"sharing_ratio": "it is not known which dimension of its value holds the channels"}
+# Where torch takes in-place writes out of a graph itself, it splits softshrink and hardshrink up.
+SPLIT_UP = {
+    f"aten.{name}"
+    for name in (
+        *("abs.default", "gt.Scalar", "le.Scalar", "sign.default", "where.self"),
+        "where.ScalarSelf",
+    )
+}
 
 # Sums of a node's shares, in float64: a few hundred terms, each rounded once. Where terms of both
 # signs cancel before they are divided, what is rounded is larger than what is left by as much as
@@ -99,8 +107,11 @@ def explainer_of(method: str, network: Network, backend: str = "native") -> Any:
 
 
 def refuses(method: str, error: UnsupportedOperationError) -> bool:
-    """Whether all reasons are those that the method has."""
-    return method in REFUSED and all(REFUSED[method] in node.reason for node in error.nodes)
+    """Whether all reasons are those that torch or the method has."""
+    return all(
+        node.operation in SPLIT_UP or (method in REFUSED and REFUSED[method] in node.reason)
+        for node in error.nodes
+    )
 
 
 def check(network: Network, method: str) -> str:
