@@ -121,7 +121,7 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _main(name: str, samples: str, threads: str, folder: str = "") -> None:
     torch.set_num_threads(int(threads))
     warnings.simplefilter("ignore")
-    model, x = load(name, int(samples))
+    model, x = load("torchvision", name, int(samples))
     if folder:
         x = photos_of(Path(folder), len(x), x.shape[-1])
     for row in measure(name, model, x):

@@ -14,7 +14,8 @@ import statistics
 import sys
 import time
 import warnings
-from collections import Counter
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +96,7 @@ def measure(library: str, name: str, batch: int, method: str) -> ZooRow:
     _, report = explainer.attribute(x, return_report=True)
     share = report.over_sent(report.total)
     worst = int((share - 1).abs().argmax())
-    absorbed = Counter[str]()
+    absorbed: defaultdict[str, float] = defaultdict(float)
     for row in report:
         absorbed[row.operation.split(".")[1]] += float(report.over_sent(row.absorbed)[worst])
     return ZooRow(
@@ -129,11 +130,12 @@ def _seconds(model: nn.Module, x: Tensor, explainer: Any) -> tuple[float, float]
     return statistics.median(forward), statistics.median(attribution)
 
 
-def _largest(absorbed: Counter[str]) -> str:
+def _largest(absorbed: Mapping[str, float]) -> str:
     most = sorted(absorbed.items(), key=lambda item: -abs(item[1]))[:2]
     return ", ".join(f"{name} {part:.3g}" for name, part in most if abs(part) >= _NAMED_FROM)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[5]))
-    print(json.dumps(dataclasses.asdict(measure(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4]))))
+    library, name, batch, method, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    print(json.dumps(dataclasses.asdict(measure(library, name, int(batch), method))))

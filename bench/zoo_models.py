@@ -85,8 +85,8 @@ def _torchvision(name: str) -> tuple[nn.Module, int]:
 def _timm(name: str) -> tuple[nn.Module, int]:
     import timm
 
-    model = timm.create_model(name, pretrained=False)
-    return model, model.default_cfg["input_size"][-1]
+    model: Any = timm.create_model(name, pretrained=False)
+    return model, int(model.default_cfg["input_size"][-1])
 
 
 def _transformers(name: str) -> tuple[nn.Module, int]:
