@@ -58,6 +58,11 @@ class Explained(NamedTuple):
     target: Tensor
     score: Tensor
 
+    def total(self) -> Tensor:
+        """``(T * N,)`` float64, the sum of the relevance of all inputs."""
+        sums = [one.to(torch.float64).flatten(1).sum(1) for one in self.relevance.values()]
+        return torch.stack(sums).sum(0)
+
 
 # (walk, output (N, ...), target of Explained, findings) -> where the walk back starts.
 Begin = Callable[[Walk, Tensor, Tensor, Findings], Start]
@@ -93,6 +98,7 @@ def run(
     findings: Findings,
     bounds: Bounds | None = None,
     exposed: Collection[str] = (),
+    runs_on: torch.device | None = None,
 ) -> Explained:
     """Run a program forward and back; reads nothing from a device.
 
@@ -104,11 +110,15 @@ def run(
         findings: takes the checks of the output.
         bounds: lowest and highest values of a single input, of its shape.
         exposed: names of nodes whose relevance is wanted.
+        runs_on: the device whose layouts are used, None for that of the inputs.
     """
-    output = walk.forward([fast_layout(tensor) for tensor in inputs.tensors], bounds)
+    device = runs_on or inputs.device
+    output = walk.forward([fast_layout(tensor, device) for tensor in inputs.tensors], bounds)
     scores = output.detach().reshape(inputs.samples, -1)
     finite = torch.isfinite(scores).all(1)
-    findings.check(finite, lambda: ~finite.all(), partial(_refuse_non_finite, finite))
+    findings.check(
+        finite, lambda: ~finite.all(), partial(_refuse_non_finite, finite, findings.first)
+    )
     index = scores.argmax(1)[None] if chosen is None else chosen
     start = begin(walk, output, index, findings)
     del output, scores
@@ -169,7 +179,9 @@ def scores_of(output: Tensor, target: Tensor) -> Tensor:
 
 def warn_of_non_positive(score: Tensor, findings: Findings) -> None:
     """Warn of the targets ``(T, N)`` whose logit is not positive."""
-    findings.check(score, lambda: (score <= 0).any(), partial(_warn_of_non_positive, score))
+    findings.check(
+        score, lambda: (score <= 0).any(), partial(_warn_of_non_positive, score, findings.first)
+    )
 
 
 @contextmanager
@@ -191,9 +203,9 @@ _CHANNELS_LAST = {
 }
 
 
-def fast_layout(x: Tensor) -> Tensor:
-    """Images in channels-last, where that is the faster layout of the device."""
-    if x.dim() == 4 and x.dtype in _CHANNELS_LAST.get(x.device.type, ()):
+def fast_layout(x: Tensor, device: torch.device | None = None) -> Tensor:
+    """Images in channels-last, where that is the faster layout of the device, or of that of x."""
+    if x.dim() == 4 and x.dtype in _CHANNELS_LAST.get((device or x.device).type, ()):
         return x.detach().contiguous(memory_format=torch.channels_last)
     return x.detach()
 
@@ -267,16 +279,19 @@ def empty(program: Program, inputs: Inputs, targets: int, exposed: Collection[st
     return Explained(relevance, found, none.to(torch.int64), none)
 
 
-def _refuse_non_finite(finite: Tensor) -> NoReturn:
-    samples = _listed((~finite).nonzero()[:, 0].tolist())
+def _refuse_non_finite(finite: Tensor, first: int) -> NoReturn:
+    samples = _listed([first + sample for sample in (~finite).nonzero()[:, 0].tolist()])
     raise NonFiniteOutputError(
         f"model must return finite outputs, got NaN or infinity for sample(s) {samples}"
     )
 
 
-def _warn_of_non_positive(score: Tensor) -> None:
+def _warn_of_non_positive(score: Tensor, first: int) -> None:
     found = [
-        (sample, value) for row in score.tolist() for sample, value in enumerate(row) if value <= 0
+        (sample, value)
+        for row in score.tolist()
+        for sample, value in enumerate(row, first)
+        if value <= 0
     ]
     samples = list(dict.fromkeys(sample for sample, _ in found))
     logits = _listed([f"{value:.4g}" for _, value in found])

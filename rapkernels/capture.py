@@ -61,7 +61,12 @@ def capture(module: torch.nn.Module, x: Any, output: OutputPath = ()) -> Graph:
         ExportError: the model runs and cannot be exported.
     """
     inputs = Inputs.of(module, x)
-    with _EXPORT_LOCK, warnings.catch_warnings():
+    with (
+        _EXPORT_LOCK,
+        # What torch.compile made would be compiled for the tracer's tensors.
+        torch.compiler.set_stance("force_eager"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         prepare_export()
         call = _Call(_double(module), inputs, output, type(module).__name__)

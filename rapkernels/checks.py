@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rapkernels import host
 from rapkernels.errors import ArgumentError, ArgumentTypeError, TrainingModeError
@@ -41,6 +42,23 @@ def check_eval_mode(model: nn.Module) -> None:
             "model must be in eval mode where it has BatchNorm or Dropout: call model.eval(); "
             f"{len(training)} such module(s) are in train mode: {shown}"
         )
+
+
+def check_parameters(model: nn.Module) -> None:
+    """Raise unless all parameters are there, and none is packed for quantised kernels."""
+    for path, module in model.named_modules():
+        if "quantized" in type(module).__module__.split("."):
+            raise ArgumentTypeError(
+                "model must have floating-point layers, but "
+                f"{path or '(root)'} ({type(module).__name__}) is quantised: explain the model "
+                "that it was made from"
+            )
+        if any(map(is_lazy, module._parameters.values())):
+            raise ArgumentError(
+                "model must have all its parameters, but those of "
+                f"{path or '(root)'} ({type(module).__name__}) are not there before its first "
+                "call: call model(x) once"
+            )
 
 
 def check_input(model: nn.Module, x: Any, name: str = "x") -> None:
@@ -95,6 +113,14 @@ def _check_device(model: nn.Module, x: Tensor, name: str) -> None:
         )
     if devices and x.device not in devices:
         raise ArgumentError(f"{name} must be on the device of the model, {wanted}, got {x.device}")
+    if x.is_meta:
+        raise ArgumentError(
+            f"{name} must have entries, got a tensor on the meta device: move the model and x to "
+            "another"
+        )
+
+
+_CHECKED_AT_ONCE = 2**22
 
 
 def check_finite(x: Tensor, findings: Findings, name: str = "x") -> None:
@@ -103,7 +129,13 @@ def check_finite(x: Tensor, findings: Findings, name: str = "x") -> None:
     Raises:
         ArgumentError: there are some.
     """
-    findings.check(x, lambda: ~torch.isfinite(x).all(), partial(_refuse_infinite, x, name))
+
+    def test() -> Tensor:
+        # In pieces, since what is written for each is as large as they are.
+        rows = max(1, _CHECKED_AT_ONCE // max(1, x[:1].numel()))
+        return ~torch.stack([torch.isfinite(piece).all() for piece in torch.split(x, rows)]).all()
+
+    findings.check(x, test, partial(_refuse_infinite, x, name))
 
 
 def _refuse_infinite(x: Tensor, name: str) -> NoReturn:

@@ -73,5 +73,9 @@ class LinearisedWarning(UserWarning):
     """Operations without a rule are linearised, because the caller asked for ``strict=False``."""
 
 
+class UnknownMemoryWarning(UserWarning):
+    """What a call takes cannot be found before it runs, so that ``max_memory`` may not be kept."""
+
+
 class BackendWarning(UserWarning):
     """The native operations are not there, the slow reference runs in their place."""

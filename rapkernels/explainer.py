@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, overload
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from rapkernels import calls, checks
+from rapkernels import calls, checks, memory
 from rapkernels.backends import Backend, check_backend, resolve_backend
 from rapkernels.cache import cache_of
 from rapkernels.calls import Explained, Start
 from rapkernels.channels import Channels
-from rapkernels.errors import ArgumentError
+from rapkernels.errors import ArgumentError, ExportError
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
 from rapkernels.inputs import Inputs, Several, check_finite_inputs, read_inputs
 from rapkernels.outputs import Output, read_output
+from rapkernels.parts import BeginOf, Call, Part, Whole, parts_of
 from rapkernels.plan import Plan, make_plan
 from rapkernels.program import Program
 from rapkernels.report import Recorder, Report
@@ -62,13 +66,19 @@ class Explainer(ABC):
             a key of a dict, a field of a dataclass or named tuple, or a tuple of those, or them
             with dots between ("heads.boxes"), for what lies deeper. None where the model returns
             one tensor, alone or in such a container. What only other outputs need is not run.
+        max_memory: the most that :meth:`attribute` and :meth:`attribute_targets` may allocate at
+            one time, beyond the model, the input, the targets and what they return: bytes, or a
+            string such as "500MB" or "2GiB"; None for no limit. The batch, and where one sample is
+            too much its targets, are done in parts, with the same results up to rounding. What a
+            part takes is estimated before it is run (:mod:`rapkernels.memory`), without the export.
+            Where it cannot be, samples are done one at a time, with a warning.
 
     Raises:
-        ArgumentTypeError: ``model`` is not a module, ``rules`` no dict of rules, or ``output`` none
-            of the above.
-        ArgumentError: ``backend``, ``attention`` or the name of a rule is not known. A key of
-            ``rules`` or an ``output`` that names nothing is found at the first call, which lists
-            what there is.
+        ArgumentTypeError: ``model`` is not a module, ``rules`` no dict of rules, ``output`` none of
+            the above, or ``max_memory`` no size.
+        ArgumentError: ``backend``, ``attention``, the name of a rule or a unit of ``max_memory`` is
+            not known. A key of ``rules`` or an ``output`` that names nothing, and a limit that is
+            too low for one sample, are found at the first call, which says what there is.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -83,6 +93,7 @@ class Explainer(ABC):
         strict: bool = True,
         attention: Attention = "constant",
         output: Output = None,
+        max_memory: int | str | None = None,
     ) -> None:
         checks.check_model(model)
         check_backend(backend)
@@ -94,6 +105,7 @@ class Explainer(ABC):
         self.attention = attention
         self._output = read_output(output)
         self.output = output
+        self.max_memory = memory.read_limit(max_memory)
         resolve_backend(backend)
 
     @override
@@ -104,6 +116,8 @@ class Explainer(ABC):
             parts.append(f"rules={shown(self.rules)}")
         if not self.strict:
             parts.append("strict=False")
+        if self.max_memory is not None:
+            parts.append(f"max_memory={self.max_memory}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     # What a method is.
@@ -255,6 +269,7 @@ class Explainer(ABC):
 
     def _check(self, x: Tensor | Several) -> tuple[Inputs, Findings]:
         checks.check_eval_mode(self.model)
+        checks.check_parameters(self.model)
         inputs = read_inputs(self.model, x)
         findings = Findings(inputs.device)
         check_finite_inputs(inputs, findings)
@@ -291,7 +306,8 @@ class Explainer(ABC):
         layers: Sequence[str] | None = None,
         return_report: bool = False,
         many: bool = False,
-        begin: calls.Begin | None = None,
+        begin: BeginOf | None = None,
+        first: int = 0,
     ) -> Maps:
         inputs, findings = self._check(x)
         samples, device = inputs.samples, inputs.device
@@ -311,26 +327,111 @@ class Explainer(ABC):
                 one = resolve_target(target, shape, device, findings)
                 chosen = None if one is None else one[None]
             nodes = calls.nodes_of_layers(program, layers or (), self.model)
-            exposed = set(nodes.values())
-            recorder = Recorder(program.graph, samples, inputs.device) if return_report else None
-            if samples == 0:
-                targets = 1 if chosen is None else len(chosen)
-                explained = calls.empty(program, inputs, targets, exposed)
-            else:
-                walk = self._walk(program, inputs, recorder)
-                explained = calls.run(
-                    walk, inputs, chosen, begin or self._begin, findings, bounds, exposed
-                )
-            maps, inside = self._maps(program, explained, many)
-            returned = [inputs.packed(maps)]
-            if layers is not None:
-                returned.append({path: inside[name] for path, name in nodes.items()})
+            start = begin or (lambda _: self._begin)
+            with_layers = layers is not None
+            call = Call(
+                program, inputs, chosen, bounds, start, nodes, with_layers, many, return_report
+            )
+            findings.targets = call.targets
+            parts = list(parts_of(samples, call.targets, self._at_once(call, findings)))
+            whole = Whole(samples, call.targets if many else None)
+            returned: list[Any] = []
+            reports: list[Callable[[], Report]] = []
+            for part in parts:
+                findings.first = first + part.samples.start
+                found, report = self._explain(call, part, findings)
+                returned = found if len(parts) == 1 else whole.put(part, found)
+                reports += [] if report is None else [report]
             # The last of the work has been handed out: now the host may wait for it.
             findings.settle()
-            if recorder is not None:
-                target, score = explained.target[0], explained.score[0]
-                returned.append(recorder.report(target, score, explained.relevance.values()))
+            if return_report:
+                returned.append(Report.joined([report() for report in reports]))
             return returned[0] if len(returned) == 1 else tuple(returned)
+
+    def _at_once(self, call: Call, findings: Findings, held: int = 0) -> tuple[int, int]:
+        """How many samples and targets of a call fit ``max_memory`` together.
+
+        Args:
+            call: the call.
+            findings: its checks.
+            held: bytes that the caller holds besides, for each sample and target.
+        """
+        samples = call.inputs.samples
+        if self.max_memory is None or samples == 0:
+            return samples, call.targets
+        ops = resolve_backend(self.backend, call.inputs.device)
+        masked = call.chosen is not None and call.chosen.dtype == torch.bool
+        bounded = call.bounds is not None
+
+        def need(samples: int, targets: int) -> int:
+            inputs = call.inputs.part(slice(samples))
+            program = self._program_for(call, inputs, findings)
+            values = program.graph.values(self.model)
+            peak = memory.peak_bytes(
+                program, values, ops, inputs, targets, self._begin, masked, bounded, call.reported
+            )
+            return peak + held * samples * targets
+
+        return memory.fitting(need, samples, call.targets, self.max_memory)
+
+    def _samples_at_once(
+        self, x: Tensor, targets: int, layers: Sequence[str] | None, copies: int
+    ) -> int:
+        """How many samples fit ``max_memory``, with copies of the maps of each target."""
+        inputs = Inputs.of(self.model, x)
+        if self.max_memory is None or inputs.samples == 0:
+            return inputs.samples
+        findings = Findings(inputs.device)
+        with calls.settings(inputs):
+            program = self._program(inputs, findings)
+            nodes = calls.nodes_of_layers(program, layers or (), self.model)
+            chosen = x.new_empty((targets, inputs.samples), dtype=torch.int64)
+            begin: BeginOf = lambda _: self._begin  # noqa: E731
+            call = Call(program, inputs, chosen, None, begin, nodes, True, True, False)
+            graph = program.graph
+            entries = sum(
+                math.prod(graph.sized(graph.shape_of(name), 1))
+                for name in (*graph.explained, *nodes.values())
+            )
+            return self._at_once(call, findings, copies * entries * x.element_size())[0]
+
+    def _program_for(self, call: Call, inputs: Inputs, findings: Findings) -> Program:
+        """The call's program, or where the export fixed the batch size that for a part's."""
+        whole = call.inputs.samples
+        if call.program.graph.batch is not None or inputs.samples == whole:
+            return call.program
+        try:
+            return self._program(inputs, findings)
+        except (ArgumentError, ExportError) as error:
+            raise ArgumentError(
+                f"max_memory must be enough for {whole} samples of x at once, since the model does "
+                f"not take {inputs.samples}, got {self.max_memory} bytes"
+            ) from error
+
+    def _explain(
+        self, call: Call, part: Part, findings: Findings
+    ) -> tuple[list[Any], Callable[[], Report] | None]:
+        """What is returned for a part of a call, and what makes its report, if one is wanted."""
+        inputs, exposed = call.inputs.part(part.samples), set(call.nodes.values())
+        program = self._program_for(call, inputs, findings)
+        recorder = Recorder(program.graph, inputs.samples, inputs.device) if call.reported else None
+        if inputs.samples == 0:
+            explained = calls.empty(program, inputs, call.targets, exposed)
+        else:
+            walk = self._walk(program, inputs, recorder)
+            begin, bounds = call.begin(part.samples), call.bounds_of(part)
+            explained = calls.run(
+                walk, inputs, call.chosen_of(part), begin, findings, bounds, exposed
+            )
+        maps, inside = self._maps(program, explained, call.many)
+        returned = [inputs.packed(maps)]
+        if call.with_layers:
+            returned.append({path: inside[name] for path, name in call.nodes.items()})
+        if recorder is None:
+            return returned, None
+        # The sum and not the relevance itself, which the caller need not keep.
+        target, score, total = explained.target[0], explained.score[0], explained.total()
+        return returned, partial(recorder.report, target, score, total)
 
     def _maps(
         self, program: Program, explained: Explained, many: bool

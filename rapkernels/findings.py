@@ -21,9 +21,16 @@ class Findings:
 
     Args:
         device: where the call runs.
+
+    Attributes:
+        capturing: whether the device's stream is captured.
+        first: number of the first sample of the part of the batch that is checked, for messages.
+        targets: the number of targets of the whole call.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.first = 0
+        self.targets = 1
         self.capturing = host.is_capturing(device)
         self._pending: list[tuple[Tensor, Callable[[], None]]] = []
 

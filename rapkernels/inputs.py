@@ -95,6 +95,10 @@ class Inputs:
         """The same with every tensor replaced."""
         return replace(self, tensors=tuple(change(tensor) for tensor in self.tensors))
 
+    def part(self, samples: slice) -> Inputs:
+        """Some of the samples."""
+        return self.map(lambda tensor: tensor[samples])
+
     def zeros(self, samples: int) -> Inputs:
         """Zeros for a batch size, otherwise alike."""
         return self.map(lambda tensor: tensor.new_zeros((samples, *tensor.shape[1:])))

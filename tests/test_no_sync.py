@@ -100,7 +100,7 @@ def watch(on_a_device: None, monkeypatch: pytest.MonkeyPatch) -> Watch:
 
     monkeypatch.setattr(host, "read_flags", read_once)
     # To complain is to read what the complaint is about.
-    monkeypatch.setattr("rapkernels.calls._warn_of_non_positive", lambda _: None)
+    monkeypatch.setattr("rapkernels.calls._warn_of_non_positive", lambda *_: None)
     return mode
 
 

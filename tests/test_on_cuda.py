@@ -194,7 +194,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return found
 
     monkeypatch.setattr(host, "read_flags", permitted)
-    monkeypatch.setattr("rapkernels.calls._warn_of_non_positive", lambda _: None)
+    monkeypatch.setattr("rapkernels.calls._warn_of_non_positive", lambda *_: None)
     return seen
 
 

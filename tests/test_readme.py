@@ -18,7 +18,7 @@ def blocks(language: str, text: str = TEXT) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
-@pytest.mark.parametrize("page", ["README.md", "docs/methods.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/methods.md", "docs/memory.md"])
 def test_the_python_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = blocks("python", (README.parent / page).read_text(encoding="utf-8"))
     assert found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rapkernels.errors import ArgumentError, ArgumentTypeError
+from rapkernels.explainer import Explainer
 
 Model = Callable[[Tensor], Tensor]
 
@@ -50,7 +51,7 @@ class AttributionBase:
                 self.model = getattr(base, name)
 
     def maps(
-        self, x: Tensor, classes: Tensor, layers: Sequence[str] | None = None
+        self, x: Tensor, classes: Tensor, layers: Sequence[str] | None = None, first: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Attribute several classes of each sample.
 
@@ -58,6 +59,7 @@ class AttributionBase:
             x: ``(N, ...)``.
             classes: ``(N, K)`` int64 on the device of ``x``.
             layers: paths of modules whose maps are wanted too; only where ``is_explainer``.
+            first: the number of the first sample, for messages.
 
         Returns:
             ``(K, N, ...)``, detached, and a dict from path to the same at that layer.
@@ -67,12 +69,12 @@ class AttributionBase:
         """
         samples, count = classes.shape
         if layers is not None:
-            maps, inside = self._base.attribute_targets(x, classes, layers=layers)
+            maps, inside = self._several(x, classes, layers, first)
             shape = (count, samples)
             checked = {path: _checked(value, shape) for path, value in inside.items()}
             return _checked(maps, shape), checked
         if self.is_explainer:
-            return _checked(self._base.attribute_targets(x, classes), (count, samples)), {}
+            return _checked(self._several(x, classes, None, first), (count, samples)), {}
         call = self._base.attribute if self._has("attribute") else self._base
         several = [_checked(call(x, target=one), (samples,)) for one in classes.unbind(1)]
         shapes = sorted({tuple(one.shape) for one in several})
@@ -82,6 +84,28 @@ class AttributionBase:
                 f"{list(shapes[0])} and {list(shapes[-1])}"
             )
         return torch.stack(several), {}
+
+    def samples_at_once(
+        self, x: Tensor, classes: int, layers: Sequence[str] | None, copies: int
+    ) -> int:
+        """How many samples fit the base's ``max_memory``; all of them where it has none.
+
+        Args:
+            x: ``(N, ...)``.
+            classes: how many classes are attributed.
+            layers: as for :meth:`maps`.
+            copies: how many maps are held besides for each sample and class.
+        """
+        if not isinstance(self._base, Explainer):
+            return x.shape[0]
+        return self._base._samples_at_once(x, classes, layers, copies)
+
+    def _several(self, x: Tensor, classes: Tensor, layers: Sequence[str] | None, first: int) -> Any:
+        if isinstance(self._base, Explainer):
+            return self._base._attribute(x, classes, layers, many=True, first=first)
+        if layers is None:
+            return self._base.attribute_targets(x, classes)
+        return self._base.attribute_targets(x, classes, layers=layers)
 
     def _has(self, name: str) -> bool:
         return callable(getattr(self._base, name, None))

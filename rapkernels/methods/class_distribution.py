@@ -25,7 +25,12 @@ from rapkernels.methods.class_sets import (
     with_target,
 )
 from rapkernels.outputs import read_output, select_output
+from rapkernels.parts import Whole, parts_of
 from rapkernels.targets import Target, Targets, resolve_target, split_targets
+
+# Maps that are held for each class where classes compete: its own, the compared, their exponentials
+# and what leads to them.
+_COPIES = 6
 
 
 class ClassDistribution:
@@ -52,6 +57,9 @@ class ClassDistribution:
     Where a base's maps are nearly multiples of one another (RAP's are, of the logits), one class
     wins almost everywhere: the one of the largest magnitude, which may be the least probable class
     of an automatic set by its negative logit (by signed values it is the one of the largest logit).
+
+    Where the base has ``max_memory``, the batch is done in parts in which the maps of all classes
+    and their competition fit too.
 
     It costs K attributions, in one call where the base has ``attribute_targets``, and a forward run
     of the model: of the whole batch where the set is automatic or the target is the predicted
@@ -195,7 +203,8 @@ class ClassDistribution:
         self._check_input(x)
         findings = Findings(x.device)
         with calls.settings(x):
-            contest = self._contest(x, [target], findings)
+            at_once = self._samples_at_once(x, 1, None)
+            contest = self._contest(x, [target], findings, at_once)
             findings.settle()
         return contest.sets[0]
 
@@ -210,20 +219,38 @@ class ClassDistribution:
                 f"{list(layers)} with {self._attributions.name}"
             )
         findings = Findings(x.device)
+        at_once = self._samples_at_once(x, len(targets), layers)
         with calls.settings(x):
-            contest = self._contest(x, targets, findings)
+            contest = self._contest(x, targets, findings, at_once)
             # Before the base runs, which need not check: on a GPU a wrong index ends the process.
             findings.settle()
-        # The base runs in the caller's settings: it may be anything.
-        maps, inside = self._attributions.maps(x, contest.classes, layers)
-        with calls.settings(x):
-            found = _decide(self.competition, maps, contest, findings)
-            found_inside = {
-                path: _decide(self.competition, value, contest, findings)
-                for path, value in inside.items()
-            }
-            findings.settle()
+        parts = list(parts_of(x.shape[0], len(targets), (at_once, len(targets))))
+        whole = Whole(x.shape[0], len(targets))
+        returned: list[Any] = []
+        for part in parts:
+            own = contest.of(part.samples)
+            # The base runs in the caller's settings: it may be anything.
+            maps, inside = self._attributions.maps(
+                x[part.samples], own.classes, layers, part.samples.start
+            )
+            with calls.settings(x):
+                found = _decide(self.competition, maps, own, findings)
+                found_inside = {
+                    path: _decide(self.competition, value, own, findings)
+                    for path, value in inside.items()
+                }
+                del maps, inside
+                returned = [found, found_inside]
+                if len(parts) > 1:
+                    returned = whole.put(part, returned)
+        findings.settle()
+        found, found_inside = returned
         return found, found_inside
+
+    def _samples_at_once(self, x: Tensor, targets: int, layers: Sequence[str] | None) -> int:
+        """How many samples fit the base's ``max_memory``, with the maps that compete."""
+        classes = self.top + 1 + targets if self._table is None else self._table.shape[-1]
+        return self._attributions.samples_at_once(x, classes, layers, _COPIES)
 
     def _check_input(self, x: Tensor) -> None:
         # What is no module has no parameters to compare x with.
@@ -239,16 +266,18 @@ class ClassDistribution:
             )
         return self.model
 
-    def _contest(self, x: Tensor, targets: Sequence[Target], findings: Findings) -> _Contest:
+    def _contest(
+        self, x: Tensor, targets: Sequence[Target], findings: Findings, at_once: int
+    ) -> _Contest:
         """Resolve the targets, choose the set of each, and which classes need maps."""
         checks.check_finite(x, findings)
         samples, logits, outputs = x.shape[0], None, None
         if self._table is None or any(target is None for target in targets):
             argument = "classes" if self._table is None else "target"
-            logits = self._logits(self._needed_model(argument), x, findings)
+            logits = self._logits(self._needed_model(argument), x, findings, at_once)
             outputs = logits.shape[1]
         elif self.model is not None:
-            outputs = self._logits(self.model, x[:1], findings).shape[1]
+            outputs = self._logits(self.model, x[:1], findings, 1).shape[1]
         # A model that is not known sets no limit.
         shape = torch.Size((samples, outputs or torch.iinfo(torch.int64).max))
         chosen = []
@@ -266,12 +295,19 @@ class ClassDistribution:
         assert logits is not None
         return _automatic(probable_classes(logits, self.top), chosen, findings)
 
-    def _logits(self, model: Model, x: Tensor, findings: Findings) -> Tensor:
+    def _logits(self, model: Model, x: Tensor, findings: Findings, at_once: int) -> Tensor:
         """Run the model, in the settings of explainers: they must agree on the predicted class."""
         samples = x.shape[0]
         # A model need not take an empty batch.
         like = x.detach() if samples else x.new_zeros((1, *x.shape[1:]))
-        returned: Any = model(like)
+        parts = parts_of(like.shape[0], 1, (max(1, at_once), 1))
+        found = torch.cat([self._some_logits(model, like[part.samples]) for part in parts])
+        logits = found[:samples]
+        findings.check(logits, lambda: ~torch.isfinite(logits).all(), _refuse_output)
+        return logits
+
+    def _some_logits(self, model: Model, x: Tensor) -> Tensor:
+        returned: Any = model(x)
         if isinstance(self.base, Explainer) and model is self.base.model:
             name = type(self.base.model).__name__
             returned = select_output(returned, read_output(self.base.output), name)
@@ -279,15 +315,13 @@ class ClassDistribution:
             raise ArgumentError(
                 f"model must return one tensor of logits (N, C), got {type(returned).__name__}"
             )
-        shape, wanted = list(returned.shape), like.shape[0]
+        shape, wanted = list(returned.shape), x.shape[0]
         if len(shape) < 2 or shape[0] != wanted or returned[0].numel() != shape[1] or shape[1] < 2:
             raise ArgumentError(
                 "model must return logits (N, C) of at least 2 classes, but for a batch of "
                 f"{wanted} it returns shape {shape}"
             )
-        logits = returned.flatten(1)[:samples]
-        findings.check(logits, lambda: ~torch.isfinite(logits).all(), _refuse_output)
-        return logits
+        return returned.flatten(1)
 
 
 class _Contest(NamedTuple):
@@ -296,6 +330,12 @@ class _Contest(NamedTuple):
     classes: Tensor  # (N, U): those that need maps
     sets: list[Tensor]  # (N, K) for each target, of these classes
     targets: list[Tensor]  # (N,) each
+
+    def of(self, samples: slice) -> _Contest:
+        """Who competes for some of the samples."""
+        classes = self.classes[samples]
+        sets = [classes if one is self.classes else one[samples] for one in self.sets]
+        return _Contest(classes, sets, [target[samples] for target in self.targets])
 
 
 def _automatic(probable: Tensor, targets: list[Tensor], findings: Findings) -> _Contest:

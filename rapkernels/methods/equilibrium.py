@@ -57,6 +57,7 @@ class AttributionEquilibrium(Explainer):
         strict: whether operations without a rule are refused, likewise.
         attention: "constant" or "attnlrp", likewise.
         output: which tensor of what the model returns is explained, likewise.
+        max_memory: how much memory a call may take, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, ``layer`` not a string or ``ratio`` not a
@@ -78,8 +79,9 @@ class AttributionEquilibrium(Explainer):
         strict: bool = True,
         attention: Attention = "constant",
         output: Output = None,
+        max_memory: int | str | None = None,
     ) -> None:
-        super().__init__(model, backend, rules, strict, attention, output)
+        super().__init__(model, backend, rules, strict, attention, output, max_memory)
         check_layer(layer)
         checks.check_finite_number("ratio", ratio)
         self.layer = layer

@@ -37,6 +37,7 @@ class LRP(OutputExplainer):
         strict: whether operations without a rule are refused, likewise.
         attention: "constant" or "attnlrp", likewise.
         output: which tensor of what the model returns is explained, likewise.
+        max_memory: how much memory a call may take, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``composite`` neither a name nor a
@@ -57,8 +58,9 @@ class LRP(OutputExplainer):
         strict: bool = True,
         attention: Attention = "constant",
         output: Output = None,
+        max_memory: int | str | None = None,
     ) -> None:
-        super().__init__(model, backend, rules, strict, attention, output)
+        super().__init__(model, backend, rules, strict, attention, output, max_memory)
         if isinstance(composite, str):
             checks.check_choice("composite", composite, COMPOSITES)
             composite = COMPOSITES[composite]()

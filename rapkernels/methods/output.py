@@ -16,6 +16,7 @@ from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.explainer import Explainer, Maps
 from rapkernels.findings import Findings
 from rapkernels.inputs import Several
+from rapkernels.parts import BeginOf
 from rapkernels.report import Report
 from rapkernels.targets import Target
 from rapkernels.walker import Walk
@@ -117,18 +118,19 @@ class OutputExplainer(Explainer):
         Warns:
             NonPositiveTargetWarning: the target's logit is sent back and is not positive.
         """
-        begin: calls.Begin | None = None
+        begin: BeginOf | None = None
         if isinstance(output_relevance, Tensor):
             if target is not None:
                 raise ArgumentError(
                     "target must be None where output_relevance is a tensor, which says what to "
                     f"explain, got {target!r}"
                 )
-            self._check(x)
+            inputs, _ = self._check(x)
             target = _any_target(output_relevance)
-            begin = partial(_begin_given, output_relevance)
+            given, samples = output_relevance, inputs.samples
+            begin = lambda part: partial(_begin_given, given, part, samples)  # noqa: E731
         elif output_relevance == "ones":
-            begin = _begin_ones
+            begin = lambda _: _begin_ones  # noqa: E731
         elif output_relevance != "logit":
             raise ArgumentTypeError(
                 'output_relevance must be "logit", "ones" or a tensor shaped like the output, got '
@@ -139,7 +141,7 @@ class OutputExplainer(Explainer):
     @override
     def _begin(self, walk: Walk, output: Tensor, target: Tensor, findings: Findings) -> Start:
         start = calls.start_from_output(output, target)
-        if len(target) == 1:
+        if findings.targets == 1:
             # Of several targets most lose.
             calls.warn_of_non_positive(start.score, findings)
         return start
@@ -150,11 +152,18 @@ def _begin_ones(_walk: Walk, output: Tensor, target: Tensor, _findings: Findings
 
 
 def _begin_given(
-    given: Tensor, _walk: Walk, output: Tensor, _target: Tensor, findings: Findings
+    given: Tensor,
+    part: slice,
+    samples: int,
+    _walk: Walk,
+    output: Tensor,
+    _target: Tensor,
+    findings: Findings,
 ) -> Start:
-    if given.shape != output.shape or given.dtype != output.dtype or given.device != output.device:
+    shape = (samples, *output.shape[1:])
+    if given.shape != shape or given.dtype != output.dtype or given.device != output.device:
         raise ArgumentError(
-            f"output_relevance must have the shape {list(output.shape)}, the dtype {output.dtype} "
+            f"output_relevance must have the shape {list(shape)}, the dtype {output.dtype} "
             f"and the device {output.device} of the output, got {list(given.shape)}, "
             f"{given.dtype} and {given.device}"
         )
@@ -163,7 +172,7 @@ def _begin_given(
         raise ArgumentError("output_relevance must be finite, got NaN or infinite entries")
 
     findings.check(given, lambda: ~torch.isfinite(given).all(), complain)
-    start = given.detach()
+    start = given[part].detach()
     return Start(start, False, start.flatten(1).sum(1)[None])
 
 

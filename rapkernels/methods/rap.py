@@ -43,6 +43,7 @@ class RAP(OutputExplainer):
         strict: whether operations without a rule are refused, likewise.
         attention: "constant" or "attnlrp", likewise.
         output: which tensor of what the model returns is explained, likewise.
+        max_memory: how much memory a call may take, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``bounds`` is not a pair of numbers or
@@ -63,11 +64,12 @@ class RAP(OutputExplainer):
         strict: bool = True,
         attention: Attention = "constant",
         output: Output = None,
+        max_memory: int | str | None = None,
     ) -> None:
         checks.check_model(model)
         checks.check_choice("variant", variant, VARIANTS)
         checks.check_bounds_form(bounds)
-        super().__init__(model, backend, rules, strict, attention, output)
+        super().__init__(model, backend, rules, strict, attention, output, max_memory)
         self.variant = variant
         self.bounds = bounds
 

@@ -67,6 +67,7 @@ class SharingRatio(Explainer):
         rules: rules for parts of this model, see :class:`~rapkernels.explainer.Explainer`.
         strict: whether operations without a rule are refused, likewise.
         output: which tensor of what the model returns is explained, likewise.
+        max_memory: how much memory a call may take, likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module or ``layer`` not a string.
@@ -86,8 +87,9 @@ class SharingRatio(Explainer):
         rules: RuleChoices | None = None,
         strict: bool = True,
         output: Output = None,
+        max_memory: int | str | None = None,
     ) -> None:
-        super().__init__(model, backend, rules, strict, output=output)
+        super().__init__(model, backend, rules, strict, output=output, max_memory=max_memory)
         check_layer(layer)
         checks.check_choice("start", start, STARTS)
         self.layer = layer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import get_args
 
@@ -75,16 +75,14 @@ class Recorder:
         self._sums.append(torch.stack([received, handed_on, absorbed, magnitude, error, largest]))
         self._counts.append(torch.stack([(left == 0).sum(1), (~torch.isfinite(left)).sum(1)]))
 
-    def report(self, target: Tensor, score: Tensor, relevance: Iterable[Tensor]) -> Report:
+    def report(self, target: Tensor, score: Tensor, total: Tensor) -> Report:
         """Bring what was measured to the host.
 
         Args:
             target: of the report.
             score: of the report.
-            relevance: that of each input.
+            total: of the report.
         """
-        total = sum(one.to(torch.float64).flatten(1).sum(1) for one in relevance)
-        assert isinstance(total, Tensor)
         sums = torch.stack(self._sums).cpu() if self._sums else ()
         counts = torch.stack(self._counts).cpu() if self._counts else ()
         seconds = {key: self._clock.seconds(*span) for key, span in self._spans.items()}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -83,6 +83,15 @@ class Report(Rows[ReportRow]):
     score: Tensor
     total: Tensor
     other_seconds: float = 0.0
+
+    @classmethod
+    def joined(cls, reports: Sequence[Report]) -> Report:
+        """One report of the samples of several, which have the same rows; times are summed."""
+        rows = tuple(
+            ReportRow(**_joined(same))
+            for same in zip(*(report.rows for report in reports), strict=True)
+        )
+        return cls(**{**_joined(reports), "rows": rows})
 
     @property
     def sent(self) -> Tensor:
@@ -172,6 +181,20 @@ def worst_of(values: Tensor) -> float:
     """The largest of the values ``(N,)`` of a row, infinity where one is NaN."""
     found = float(values.max())
     return math.inf if math.isnan(found) else found
+
+
+def _joined(parts: Sequence[Report] | Sequence[ReportRow]) -> dict[str, Any]:
+    """The fields of several together: samples one after the other, sums of seconds."""
+
+    def together(values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        return sum(values) if isinstance(values[0], int | float) else values[0]
+
+    return {
+        field.name: together([getattr(part, field.name) for part in parts])
+        for field in fields(parts[0])
+    }
 
 
 def _cells(value: object, samples: int) -> list[object]:

@@ -1,0 +1,316 @@
+"""How much memory a call takes, found without running it, and how much of a batch fits a limit.
+
+The program of a call is run on meta tensors, which have shapes and no entries, while the bytes of
+all storages that are alive are counted. What an operation takes inside, which such a run does not
+show, is added to what is alive around it: :func:`_workspace`.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rapkernels import calls
+from rapkernels.errors import ArgumentError, ArgumentTypeError, RapError, UnknownMemoryWarning
+from rapkernels.findings import Findings, warn
+from rapkernels.inputs import Inputs
+from rapkernels.program import Program
+from rapkernels.report import Recorder
+from rapkernels.walker import Walk
+
+_UNITS = {
+    unit: base ** (power + 1)
+    for base, suffix in ((1000, "b"), (1024, "ib"))
+    for power, unit in enumerate(f"{letter}{suffix}" for letter in "kmgt")
+} | {"b": 1, "": 1}
+_FORM = re.compile(r"\s*(\d+(?:\.\d*)?)\s*([a-z]*)\s*", re.IGNORECASE)
+
+
+def read_limit(max_memory: Any) -> int | None:
+    """The limit in bytes.
+
+    Args:
+        max_memory: an int, a string such as "500MB", "2 GB" or "1.5GiB", or None for no limit.
+
+    Raises:
+        ArgumentTypeError: it is none of these.
+        ArgumentError: it is not positive, or the string is no number with a known unit.
+    """
+    if max_memory is None:
+        return None
+    found = max_memory
+    if isinstance(max_memory, str):
+        match = _FORM.fullmatch(max_memory)
+        if match is None or match[2].lower() not in _UNITS:
+            raise ArgumentError(
+                'max_memory must be a number of bytes or a string such as "500MB" or "2GiB", got '
+                f"{max_memory!r}"
+            )
+        found = int(float(match[1]) * _UNITS[match[2].lower()])
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise ArgumentTypeError(
+            'max_memory must be an int of bytes, a string such as "2GB" or None, got '
+            f"{type(max_memory).__name__}"
+        )
+    if found <= 0:
+        raise ArgumentError(f"max_memory must be positive, got {max_memory!r}")
+    return found
+
+
+class UnknownMemoryError(Exception):
+    """A program has an operation that meta tensors do not pass, such as one that reads values."""
+
+
+def fitting(
+    need: Callable[[int, int], int], samples: int, targets: int, limit: int
+) -> tuple[int, int]:
+    """How many samples, and of one sample how many targets, fit a limit at once.
+
+    Args:
+        need: bytes that samples and targets take. What a sample adds never falls with their number,
+            so that the steps below do not go past the largest number that fits. Where it raises
+            :class:`UnknownMemoryError`, one target of one sample is done at a time.
+        samples: how many samples there are, at least 1.
+        targets: how many targets each has, at least 1.
+        limit: bytes.
+
+    Raises:
+        ArgumentError: one target of one sample does not fit.
+
+    Warns:
+        UnknownMemoryWarning: it is not known what they take.
+    """
+    try:
+        found = need(samples, targets)
+    except UnknownMemoryError as error:
+        warn(
+            f"max_memory may not be kept: {error} on tensors without values, so that what a call "
+            "takes is not known and one target of one sample is done at a time",
+            UnknownMemoryWarning,
+        )
+        return 1, 1
+    while found > limit:
+        if samples > 1:
+            samples = max(1, min(samples - 1, samples * limit // found))
+        elif targets > 1:
+            targets = max(1, min(targets - 1, targets * limit // found))
+        else:
+            raise ArgumentError(
+                f"max_memory must be at least {found} bytes, what one sample of x takes, got "
+                f"{limit} bytes"
+            )
+        found = need(samples, targets)
+    return samples, targets
+
+
+def peak_bytes(
+    program: Program,
+    values: Mapping[str, Any],
+    ops: ModuleType,
+    inputs: Inputs,
+    targets: int,
+    begin: calls.Begin,
+    masked: bool = False,
+    bounded: bool = False,
+    reported: bool = False,
+) -> int:
+    """The most that a call has allocated at one time, beyond its model, inputs and targets.
+
+    Args:
+        program: what it runs.
+        values: parameters and constants by name.
+        ops: the module of relevance operations.
+        inputs: what the model takes, of which nothing is read.
+        targets: T, the number of targets of each sample.
+        begin: makes the relevance that is sent back.
+        masked: whether targets are entries of the output, as of a
+            :class:`rapkernels.MaskedTarget`.
+        bounded: whether bounds of the input are given.
+        reported: whether a report is made.
+
+    Raises:
+        UnknownMemoryError: an operation of the program cannot be run without values.
+    """
+    layouts = tuple(map(suggest_memory_format, inputs.tensors))
+    key = inputs.samples, layouts, inputs.device, ops, targets, masked, bounded, reported
+    with _lock:
+        known = _known.setdefault(program, {})
+    if key not in known:
+        if len(known) >= _CAPACITY:
+            known.clear()
+        known[key] = _measured(
+            program, values, ops, inputs, targets, begin, masked, bounded, reported
+        )
+    return known[key]
+
+
+_CAPACITY = 256
+# Programs are those of one method and one kind of input.
+_known: weakref.WeakKeyDictionary[Program, dict[Any, int]] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def _measured(
+    program: Program,
+    values: Mapping[str, Any],
+    ops: ModuleType,
+    inputs: Inputs,
+    targets: int,
+    begin: calls.Begin,
+    masked: bool,
+    bounded: bool,
+    reported: bool,
+) -> int:
+    meta = torch.device("meta")
+    at_meta = {
+        name: value.to(meta) if isinstance(value, Tensor) else value
+        for name, value in values.items()
+    }
+    samples = inputs.samples
+    given = inputs.map(
+        lambda x: torch.empty(
+            x.shape, dtype=x.dtype, device=meta, memory_format=suggest_memory_format(x)
+        )
+    )
+    entries = calls.output_shape(program.graph, samples)[1:] if masked else ()
+    kind = torch.bool if masked else torch.int64
+    chosen = torch.empty((targets, samples, *entries), dtype=kind, device=meta)
+    recorder = Recorder(program.graph, samples, meta) if reported else None
+    known = [value for value in at_meta.values() if isinstance(value, Tensor)]
+    only = given.tensors[0]
+    bounds = (only, only) if bounded else None
+    with _Meter([*given.tensors, chosen, *known], inputs.device) as meter:
+        walk = Walk(program, at_meta, ops, recorder)
+        try:
+            calls.run(walk, given, chosen, begin, Findings(meta), bounds, runs_on=inputs.device)
+        except RapError:
+            raise
+        except Exception as error:
+            # Rules and operations are the user's and torch's: what they raise can be anything.
+            raise UnknownMemoryError(f"{meter.last} raised {type(error).__name__}") from error
+    peak: int = meter.peak
+    return peak
+
+
+class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that operations on meta tensors make, while they live.
+
+    Args:
+        known: tensors that are not counted.
+        device: where the operations would run.
+
+    Attributes:
+        peak: the largest number of bytes that were alive at one time.
+        last: name of the operation that ran last.
+    """
+
+    def __init__(self, known: list[Tensor], device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak: int = 0
+        self.last = "the first operation"
+        self._live = 0
+        self._device = device
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        for tensor in known:
+            self._follow(tensor, counted=False)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        self.last = str(function)
+        # The device that the graph was exported for, or a new tensor's default.
+        if any(argument.name == "device" for argument in function._schema.arguments):
+            kwargs["device"] = torch.device("meta")
+        result = function(*args, **kwargs)
+        inside = _workspace(function, args, result, self._device)
+        for tensor in _tensors(result):
+            self._follow(tensor)
+        self.peak = max(self.peak, self._live + inside)
+        return result
+
+    def _follow(self, tensor: Tensor, counted: bool = True) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes() if counted else 0
+        if key in self._seen:
+            return
+        self._live += size
+
+        def forget(_: Any) -> None:
+            self._live -= size
+            del self._seen[key]
+
+        self._seen[key] = weakref.ref(storage, forget)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+
+
+# Copies of the weights that an operation holds in the type that it computes in: parts of them, and
+# for convolutions the library's own layouts of those.
+_WEIGHTS = {
+    "relprop_conv": 5,
+    "relprop_zbox_conv": 5,
+    "relprop_equilibrium_conv": 3,
+    "relprop_sharing_conv": 3,
+    "relprop_zbox_linear": 2,
+    "relprop_equilibrium_linear": 1,
+}
+# Of everything else two parts, or the three terms of Equilibrium.
+_PARTS = {"relprop_equilibrium_conv": 3, "relprop_equilibrium_linear": 3}
+
+
+def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> int:
+    """The most that an operation allocates inside, beside its result."""
+    space, _, name = function._schema.name.partition("::")
+    given = {
+        argument.name: value
+        for argument, value in zip(function._schema.arguments, args, strict=False)
+    }
+    named = {key: value for key, value in given.items() if isinstance(value, Tensor)}
+    results = [value for value in _tensors(result) if value.dim() > 1]
+    if space == "aten" and name in ("convolution", "convolution_backward"):
+        weight = named.pop("weight")
+        # Layouts of the library: the weights' on the way to it too.
+        inside = 2 * _bytes(weight)
+        if suggest_memory_format(named["input"]) is torch.contiguous_format:
+            inside += sum(map(_bytes, (*named.values(), *results)))
+        return inside + _windows(named["input"], weight, results, device)
+    if not space.startswith("rapkernels") or not results:
+        return 0
+    weight = named.pop("weight", results[0].new_empty(0))
+    is_half = results[0].element_size() < 4
+    factor = _PARTS.get(name, 2)
+    if given.get("groups", 1) > 1:
+        # Parts of grouped convolutions are not packed, and the library lays out their groups anew.
+        factor *= 2
+    inside = factor * sum(_bytes(tensor) for tensor in (*named.values(), *results))
+    inside += (_WEIGHTS.get(name, 0) + is_half) * _bytes(weight)
+    if is_half:
+        return 2 * inside
+    if name.endswith("_conv"):
+        inside += factor * _windows(named["x"], weight, [named["relevance"]], device)
+    return inside
+
+
+def _windows(x: Tensor, weight: Tensor, outputs: list[Tensor], device: torch.device) -> int:
+    """Every window of an input, which the CPU's convolutions copy where they have no kernel."""
+    if device.type != "cpu" or x.dtype == torch.float32:
+        return 0
+    positions = max(tensor.numel() // max(1, tensor.shape[1]) for tensor in (x, *outputs))
+    return positions * weight[0].numel() * x.element_size()
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
