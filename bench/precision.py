@@ -1,6 +1,6 @@
 """fp32, bf16 and fp16 against float64: what a user sees who calls `model.half()`.
 
-    python -m bench.precision --photos FOLDER -o bench/results/precision.csv
+    python -m bench.precision --photos FOLDER -o bench/results/precision/precision.csv
 
 Each model is measured in a process of its own (`bench.precision_model`), and each row is written as
 soon as it is there. `docs/precision.md` has the table.

@@ -4,13 +4,13 @@ python -m bench.report            # from the files in bench/results
 python -m bench.report --check
 python -m bench.report --print bench/results/models.json
 
-The GPU's table is made from bench/results/gpu.json; where there is none, README says so. Tables of
-evaluations are made from bench/results/evaluation/NAME.csv, each between markers of its NAME, and
-that of docs/precision.md from bench/results/precision.csv.
+The GPU's table is made from bench/results/gpu.json; where there is none, README says so. The tables
+of a page PAGE of docs are made from bench/results/PAGE/NAME.csv, each between markers of its NAME.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -22,16 +22,20 @@ from bench.machine import ROOT
 from bench.precision_table import render_precision
 from bench.render import render
 from bench.schema import SchemaError, read
+from bench.zoo_tables import render_zoo
 
 BEGIN = "<!-- bench:begin -->"
 END = "<!-- bench:end -->"
 GPU_BEGIN = "<!-- bench-gpu:begin -->"
 GPU_END = "<!-- bench-gpu:end -->"
-PRECISION_BEGIN = "<!-- precision:begin -->"
-PRECISION_END = "<!-- precision:end -->"
 RESULTS = ROOT / "bench" / "results"
 FILES = (RESULTS / "models.json", RESULTS / "ops.json")
-EVALUATIONS = RESULTS / "evaluation"
+# Page of docs, and folder of results -> how its files become tables.
+PAGES: dict[str, Callable[[Path], str]] = {
+    "evaluation": render_evaluation,
+    "models": render_zoo,
+    "precision": render_precision,
+}
 
 
 def insert(text: str, table: str, begin: str = BEGIN, end: str = END) -> str:
@@ -59,11 +63,11 @@ def gpu_table(path: Path) -> str:
     return render_gpu(document)
 
 
-def with_evaluations(text: str, folder: Path) -> str:
-    """The text of docs/evaluation.md with the table of each CSV file between its markers."""
+def with_tables(text: str, folder: Path, render_file: Callable[[Path], str]) -> str:
+    """The text of a page with the table of each CSV file of a folder between its markers."""
     for path in sorted(folder.glob("*.csv")):
         begin, end = (f"<!-- {path.stem}:{word} -->" for word in ("begin", "end"))
-        text = insert(text, render_evaluation(path), begin, end)
+        text = insert(text, render_file(path), begin, end)
     return text
 
 
@@ -71,30 +75,21 @@ def with_evaluations(text: str, folder: Path) -> str:
 @click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--gpu", type=click.Path(path_type=Path), default=RESULTS / "gpu.json")
 @click.option("--readme", type=click.Path(path_type=Path), default=ROOT / "README.md")
-@click.option("--evaluations", type=click.Path(path_type=Path), default=EVALUATIONS)
 @click.option(
-    "--evaluation-doc",
+    "--results",
     type=click.Path(path_type=Path),
-    default=ROOT / "docs" / "evaluation.md",
-    help="Gets the tables of the CSV files in --evaluations.",
+    default=RESULTS,
+    help="Has a folder of CSV files for each page of --docs.",
 )
-@click.option("--precision", type=click.Path(path_type=Path), default=RESULTS / "precision.csv")
-@click.option(
-    "--precision-doc",
-    type=click.Path(path_type=Path),
-    default=ROOT / "docs" / "precision.md",
-    help="Gets the table of --precision, if that is there.",
-)
+@click.option("--docs", type=click.Path(path_type=Path), default=ROOT / "docs")
 @click.option("--check", is_flag=True, help="Write nothing; fail where the tables are not current.")
 @click.option("--print", "only_print", is_flag=True, help="Print the tables, write nothing.")
 def main(
     files: tuple[Path, ...],
     gpu: Path,
     readme: Path,
-    evaluations: Path,
-    evaluation_doc: Path,
-    precision: Path,
-    precision_doc: Path,
+    results: Path,
+    docs: Path,
     check: bool,
     only_print: bool,
 ) -> None:
@@ -108,13 +103,10 @@ def main(
         if GPU_BEGIN in text or GPU_END in text:
             text = insert(text, gpu_table(gpu), GPU_BEGIN, GPU_END)
         new = {readme: text}
-        if any(evaluations.glob("*.csv")):
-            text = evaluation_doc.read_text(encoding="utf-8")
-            new[evaluation_doc] = with_evaluations(text, evaluations)
-        if precision.exists():
-            text = precision_doc.read_text(encoding="utf-8")
-            table = render_precision(precision)
-            new[precision_doc] = insert(text, table, PRECISION_BEGIN, PRECISION_END)
+        for page, render_file in PAGES.items():
+            if any((results / page).glob("*.csv")):
+                doc = docs / f"{page}.md"
+                new[doc] = with_tables(doc.read_text(encoding="utf-8"), results / page, render_file)
     except (OSError, SchemaError, ValueError) as error:
         raise click.ClickException(str(error)) from error
     for path, text in new.items():

@@ -4,7 +4,7 @@
     python -m bench.zoo --library torchvision --model vit_b_16 --model resnet152 --print
 
 Each model is measured in a process of its own (`bench.zoo_model`), and each row is written as soon
-as it is there, to bench/results/zoo/LIBRARY.csv. `python -m bench.report` makes the tables of
+as it is there, to bench/results/models/LIBRARY.csv. `python -m bench.report` makes the tables of
 docs/models.md of them. It fails where a model does not run, is not finite, or has a node that does
 not conserve.
 """
@@ -27,7 +27,7 @@ from bench.zoo_model import METHODS, ZooRow
 from bench.zoo_models import LIBRARIES, names_of
 
 FIELDS = [field.name for field in dataclasses.fields(ZooRow)]
-RESULTS = ROOT / "bench" / "results" / "zoo"
+RESULTS = ROOT / "bench" / "results" / "models"
 _TIMEOUT = 900
 
 

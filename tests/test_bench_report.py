@@ -239,7 +239,7 @@ def test_the_report_command(tmp_path: Path) -> None:
     readme, results = tmp_path / "README.md", tmp_path / "models.json"
     readme.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     schema.write(_models(), results)
-    nowhere = ["--evaluations", str(tmp_path / "none"), "--precision", str(tmp_path / "none")]
+    nowhere = ["--results", str(tmp_path / "none")]
     arguments = ["--readme", str(readme), *nowhere, str(results)]
     stale = CliRunner().invoke(main, ["--check", *arguments])
     assert stale.exit_code == 1
@@ -254,20 +254,21 @@ def test_the_report_command(tmp_path: Path) -> None:
 
 
 def test_tables_of_evaluations(tmp_path: Path) -> None:
-    readme, doc, results = (tmp_path / name for name in ("README.md", "page.md", "models.json"))
+    names = ("README.md", "evaluation.md", "models.json")
+    readme, doc, results = (tmp_path / name for name in names)
     readme.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     doc.write_text("# Page\n\n<!-- digits:begin -->\n<!-- digits:end -->\n", encoding="utf-8")
     schema.write(_models(), results)
-    csv = tmp_path / "digits.csv"
+    csv = tmp_path / "evaluation" / "digits.csv"
+    csv.parent.mkdir()
     csv.write_text(
         "method,control,images,gini,gini_se,layer,layer_se,seconds,seconds_se\n"
         "rap,0,9,0.5,0.125,0.25,,1.0,\n"
         "disc,1,9,,,1.0,0.0,2.0,\n",
         encoding="utf-8",
     )
-    arguments = ["--readme", str(readme), "--evaluations", str(tmp_path)]
-    arguments += ["--precision", str(tmp_path / "none")]
-    arguments += ["--evaluation-doc", str(doc), str(results)]
+    folder = str(tmp_path)
+    arguments = ["--readme", str(readme), "--results", folder, "--docs", folder, str(results)]
     assert CliRunner().invoke(main, arguments).exit_code == 0
     assert doc.read_text(encoding="utf-8").splitlines()[3:7] == [
         "| 9 images | Gini | `layer` |",
