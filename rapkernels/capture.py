@@ -212,7 +212,7 @@ def _convert(
     if not graph.is_activation(output):
         raise ArgumentError(
             f"model must compute its output from x, but {type(module).__name__} "
-            "returns a tensor that does not depend on x"
+            "returns a tensor that does not depend on x, or by integers alone"
         )
     return graph
 

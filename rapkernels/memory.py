@@ -267,8 +267,14 @@ _WEIGHTS = {
     "relprop_zbox_linear": 2,
     "relprop_equilibrium_linear": 1,
 }
-# Of everything else two parts, or the three terms of Equilibrium.
-_PARTS = {"relprop_equilibrium_conv": 3, "relprop_equilibrium_linear": 3}
+# Of everything else two parts, or the three terms of Equilibrium, or what input layers hold until
+# infinities are out: messages of both parts, their sums and those in the result's layout.
+_PARTS = {
+    "relprop_zbox_conv": 5,
+    "relprop_zbox_linear": 6,
+    "relprop_equilibrium_conv": 3,
+    "relprop_equilibrium_linear": 3,
+}
 
 
 def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> int:
