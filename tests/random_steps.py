@@ -238,7 +238,7 @@ _FEATURE_DROPOUTS: dict[int, Any] = {1: nn.Dropout1d, 2: nn.Dropout2d, 3: nn.Dro
 
 def _decomposed(m: Any, y: Tensor) -> Tensor:
     """What other operations are made of, called by itself; the value is (N, C, *size)."""
-    aten, dims, channels = torch.ops.aten, y.dim() - 2, y.shape[1]
+    aten, dims = torch.ops.aten, y.dim() - 2
     if m.settings == "convolution":
         return torch.convolution(
             y, m.weight, m.bias, [1] * dims, [1] * dims, [1] * dims, False, [0] * dims, 1
@@ -246,11 +246,6 @@ def _decomposed(m: Any, y: Tensor) -> Tensor:
     if m.settings == "batch_norm":
         return aten._native_batch_norm_legit_no_training(  # type: ignore[no-any-return]
             y, m.bias, m.bias, m.bias.detach(), m.bias.detach().square(), 0.1, 0.1
-        )[0]
-    if m.settings == "group_norm":
-        entries = math.prod(y.shape[2:])
-        return aten.native_group_norm(  # type: ignore[no-any-return]
-            y, m.bias, None, y.shape[0], channels, entries, 1, 1e-5
         )[0]
     if m.settings == "adaptive":
         pool = aten._adaptive_avg_pool2d if dims == 2 else aten._adaptive_avg_pool3d
@@ -267,15 +262,13 @@ def _decomposed(m: Any, y: Tensor) -> Tensor:
 
 @kind(
     "image",
-    "convolution _native_batch_norm_legit_no_training native_group_norm _adaptive_avg_pool2d "
+    "convolution _native_batch_norm_legit_no_training _adaptive_avg_pool2d "
     "_adaptive_avg_pool3d constant_pad_nd max_pool2d_with_indices max_pool3d_with_indices "
     "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d "
     "replication_pad3d",
 )
 def decomposed_image(d: Draw, shape: Shape) -> nn.Module:
     names = ["convolution", "batch_norm", "constant", "replication"]
-    if math.prod(shape[1:]) > 1:
-        names.append("group_norm")
     if len(shape) > 2:
         names += ["adaptive", "max"]
     if min(shape[1:]) > 1:

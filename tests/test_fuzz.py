@@ -29,6 +29,7 @@ pytestmark = [pytest.mark.cpu_only, pytest.mark.usefixtures("one_thread")]
 # What no step puts into a graph, and why.
 NOT_DRAWN = {
     "aten.lift_fresh_copy.default": "is of constants in the code of a model",
+    "aten.native_group_norm.default": "is for one memory layout; models call group_norm",
     "aten.relu6.default": "torch makes hardtanh of it",
     "aten.split.sizes": "torch makes split_with_sizes of it",
     "aten.squeeze.default": "the export of a model makes squeeze.dims of it",
