@@ -102,13 +102,19 @@ class Attending(nn.Module):
         return found
 
 
+def _of_a_sigmoid(m: Any, values: Tensor) -> Tensor:
+    return attention_weights(m, m.seen) @ torch.sigmoid(values)
+
+
 @pytest.mark.parametrize("rule", EXPLAINERS)
-@pytest.mark.parametrize("mix", [_fused, _by_hand, _by_batches, _by_einsum])
+@pytest.mark.parametrize("mix", [_fused, _by_hand, _by_batches, _by_einsum, _of_a_sigmoid])
 def test_attention(mix: Operation, rule: str) -> None:
     model: Any = seeded(lambda: Attending(mix))
     before, after = relevances(EXPLAINERS[rule](model), "before", "after")
     x = tokens()
     weights, values = attention_weights(model, x), model.values(x)
+    if mix is _of_a_sigmoid:
+        values = torch.sigmoid(values)
     expected = torch.zeros_like(before)
     for n in range(3):
         for channel in range(4):

@@ -19,12 +19,9 @@ from rapkernels.rules.elementwise import cast
 
 PRODUCTS = ("aten.mul.Tensor",)
 # Bounded between 0 and 1: what they return says how much of something passes.
-_OPENINGS = {
-    f"aten.{name}"
-    for name in (
-        *("sigmoid.default", "hardsigmoid.default", "softmax.int", "_softmax.default"),
-        "special_expit.default",
-    )
+_WEIGHTS = {"aten.softmax.int", "aten._softmax.default"}
+_OPENINGS = _WEIGHTS | {
+    f"aten.{name}.default" for name in ("sigmoid", "hardsigmoid", "special_expit")
 }
 _NONLINEAR = {
     f"aten.{name}.default"
@@ -100,14 +97,20 @@ def signal(graph: Graph, node: Node) -> tuple[str, ...]:
     return first, second
 
 
-def opens(graph: Graph, name: str) -> bool:
-    """Whether a value is that of a sigmoid or softmax, up to structure and constants."""
-    return _origin(graph, name) in _OPENINGS
+def opens(graph: Graph, name: str, mixed: bool = False) -> bool:
+    """Whether a value is that of a sigmoid or softmax, up to structure and constants.
+
+    Args:
+        graph: the graph.
+        name: the value.
+        mixed: whether layers may have mixed its channels.
+    """
+    return _origin(graph, name, _MIXES if mixed else ()) in _OPENINGS
 
 
 def weighs(graph: Graph, name: str) -> bool:
-    """Whether a value is that of a sigmoid or softmax, also where layers mixed its channels."""
-    return _origin(graph, name, _MIXES) in _OPENINGS
+    """Whether a value is that of a softmax, also where layers mixed its channels."""
+    return _origin(graph, name, _MIXES) in _WEIGHTS
 
 
 def bends(graph: Graph, name: str) -> bool:

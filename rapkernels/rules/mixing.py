@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from rapkernels.graph import Graph, Node, Ref, bound_refs, map_refs
 from rapkernels.reference._shares import share, stabilized
 from rapkernels.relevance import Relevance, saturate
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
-from rapkernels.rules.gates import weighs
+from rapkernels.rules.gates import opens, weighs
 from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
 
@@ -126,8 +126,12 @@ class WeightedSum(Mixing):
     @override
     def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
         read = graph.activations(node)
-        # Where there is no other value, weights are parameters and what opens is the signal.
-        return tuple(name for name in read if not weighs(graph, name)) or read
+        # A softmax weighs what comes from a sigmoid; what no activation weighs is the signal.
+        for is_weight in (partial(opens, mixed=True), weighs):
+            signals = tuple(name for name in read if not is_weight(graph, name))
+            if signals:
+                return signals
+        return read
 
     @override
     def _messages(self, known: dict[str, Any], x: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
