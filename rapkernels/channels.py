@@ -145,7 +145,10 @@ def _followed(node: Node, source: str, layout: _Layout, shape: tuple[int, ...]) 
         moved = (*layout[:dim], (_Factor(shape[dim], False),), *layout[dim:])
     elif name == "einsum":
         moved = _through_einsum(node, source, layout)
-    elif name == "expand":
+    elif name == "index" and sum(index is not None for index in node.arguments["indices"]) > 1:
+        # Indices of several dimensions make new ones of them together.
+        moved = None
+    elif name in ("expand", "broadcast_to"):
         moved = (*((_Factor(size, False),) for size in shape[: len(shape) - len(layout)]), *layout)
     return None if moved is None or len(moved) != len(shape) else _resized(moved, shape)
 
@@ -169,12 +172,21 @@ def _dim_moved(node: Node, rank: int) -> list[int]:
     return order
 
 
+def _turned(node: Node, rank: int) -> list[int]:
+    order = list(range(rank))
+    if int(node.arguments["k"]) % 2:
+        first, second = (int(dim) % rank for dim in node.arguments["dims"])
+        order[first], order[second] = second, first
+    return order
+
+
 # Operations that change the order of dimensions: to the old dimension of each new one.
 _MOVES: dict[str, Callable[[Node, int], list[int]]] = {
     "permute": _permuted,
     "transpose": _swapped,
     "swapaxes": _swapped,
     "movedim": _dim_moved,
+    "rot90": _turned,
     "numpy_T": lambda _, rank: list(reversed(range(rank))),
     "mT": lambda _, rank: [*range(rank - 2), rank - 1, rank - 2],
 }

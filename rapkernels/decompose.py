@@ -20,7 +20,8 @@ def decompose(graph: fx.Graph) -> None:
 
     - ``addcmul``, ``addcdiv``: a product or quotient, then a sum. ``baddbmm``: likewise.
     - ``glu``: the two halves, of which one opens the other.
-    - ``reshape_as``, ``view_as``: ``reshape``.
+    - ``reshape_as``, ``view_as``: ``reshape``. ``native_channel_shuffle``, which torch has no
+      derivative for: ``channel_shuffle``.
     - Transposed convolutions: zeros between the entries and around them, then a convolution with
       the kernel turned round.
     """
@@ -88,6 +89,10 @@ def _reshape_as(build: _Builder, x: Any, other: Any) -> Any:
     return build(_aten.reshape.default, x, sizes)
 
 
+def _channel_shuffle(build: _Builder, x: Any, groups: Any) -> Any:
+    return build(_aten.channel_shuffle.default, x, groups)
+
+
 def _conv_transpose(
     build: _Builder,
     x: Any,
@@ -149,6 +154,7 @@ _DECOMPOSITIONS: dict[str, Callable[..., Any]] = {
     "aten.glu.default": _glu,
     "aten.reshape_as.default": _reshape_as,
     "aten.view_as.default": _reshape_as,
+    "aten.native_channel_shuffle.default": _channel_shuffle,
     "aten.conv_transpose1d.default": _conv_transpose,
     "aten.conv_transpose2d.input": _conv_transpose,
     "aten.conv_transpose3d.input": _conv_transpose,

@@ -6,12 +6,10 @@ from dataclasses import replace
 
 from rapkernels.graph import Graph
 
-_SOFTMAX = {
-    f"aten.{name}"
-    for name in (
-        *("softmax.int", "_softmax.default", "special_softmax.default"),
-        *("log_softmax.int", "_log_softmax.default", "special_log_softmax.default"),
-    )
+SOFTMAX = ("aten.softmax.int", "aten._softmax.default", "aten.special_softmax.default")
+_ENDS = {
+    *SOFTMAX,
+    *("aten.log_softmax.int", "aten._log_softmax.default", "aten.special_log_softmax.default"),
 }
 _COPIES = {"aten.dropout.default", "aten.clone.default", "aten.contiguous.default"}
 
@@ -23,10 +21,10 @@ def without_softmax(graph: Graph) -> Graph:
     logarithm is never positive, so that relevance would be turned round.
     """
     output = graph.output
-    while output in graph.nodes and graph.nodes[output].operation in _SOFTMAX | _COPIES:
+    while output in graph.nodes and graph.nodes[output].operation in _ENDS | _COPIES:
         output = graph.activations(graph.nodes[output])[0]
     if not any(
-        graph.nodes[name].operation in _SOFTMAX
+        graph.nodes[name].operation in _ENDS
         for name in graph.ancestors(graph.output) - graph.ancestors(output)
     ):
         return graph

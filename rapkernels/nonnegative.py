@@ -6,20 +6,23 @@ from typing import Any
 
 from rapkernels.fusion import PADS, is_zero_pad
 from rapkernels.graph import Graph, Node, Ref, refs
+from rapkernels.logits import SOFTMAX
 
 _ALWAYS = {
     f"aten.{name}"
     for name in (
         *("relu.default", "relu6.default", "sigmoid.default", "hardsigmoid.default"),
-        *("softplus.default", "softmax.int", "_softmax.default"),
-        *("abs.default", "square.default", "exp.default"),
+        *("softplus.default", "abs.default", "square.default", "exp.default"),
     )
-}
+} | set(SOFTMAX)
 _PRESERVING_FAMILIES = {"structure", "pool"}
 _CHOICES = {"mask", "condition", "index", "indices"}
 _FILLING = {
     f"aten.{name}"
-    for name in ("masked_fill.Scalar", "where.self", "where.ScalarOther", "where.ScalarSelf")
+    for name in (
+        *("masked_fill.Scalar", "masked_fill.Tensor"),
+        *("where.self", "where.ScalarOther", "where.ScalarSelf"),
+    )
 }
 _SUMS = {"aten.add.Tensor", "aten.add.Scalar"}
 _PRODUCTS = {"aten.mul.Tensor", "aten.div.Tensor", "aten.mul.Scalar", "aten.div.Scalar"}
@@ -65,9 +68,13 @@ def _are_nonnegative_entries(graph: Graph, node: Node) -> bool:
     for name, value in node.arguments.items():
         if name in _CHOICES:
             continue
-        if any(graph.shape_of(ref) and not graph.is_activation(ref) for ref in refs(value)):
+        fills = node.operation in _FILLING
+        # A constant without dimensions is a size, unless it fills.
+        if any(
+            (fills or graph.shape_of(ref)) and not graph.is_activation(ref) for ref in refs(value)
+        ):
             return False
-        if node.operation in _FILLING and isinstance(value, int | float) and value < 0:
+        if fills and isinstance(value, int | float) and value < 0:
             return False
     return True
 

@@ -28,6 +28,12 @@ _MIXES: dict[str, Mix] = {
     "bmm": lambda q, k, v: torch.bmm(_weights(q, k), v),
     "einsum": lambda q, k, v: torch.einsum("nij,njc->nic", _weights(q, k), v),
     "dropped": lambda q, k, v: functional.dropout(_weights(q, k), 0.1, False) @ v,
+    "special": lambda q, k, v: torch.special.softmax(q @ k.transpose(-2, -1), -1) @ v,
+    "decomposed": lambda q, k, v: torch.ops.aten._softmax(q @ k.mT, -1, False) @ v,
+    "baddbmm": lambda q, k, v: torch.baddbmm(v, _weights(q, k), v, beta=0.5, alpha=2),
+    "baddbmm of scores": lambda q, k, v: torch.bmm(
+        torch.softmax(torch.baddbmm(q[:, :1, :1], q, k.mT, beta=0, alpha=0.5), -1), v
+    ),
 }
 
 
@@ -41,10 +47,13 @@ def _attended(m: Any, y: Tensor) -> Tensor:
     return out
 
 
-@kind("tokens", "scaled_dot_product_attention bmm einsum matmul")
+@kind(
+    "tokens",
+    "scaled_dot_product_attention bmm baddbmm einsum matmul softmax.int special_softmax _softmax",
+)
 def attention(d: Draw, shape: Shape) -> nn.Module:
     mix = d.one_of(*_MIXES)
-    heads = 1 if mix in ("bmm", "einsum") else d.one_of(1, 2)
+    heads = 1 if "bmm" in mix or mix == "einsum" else d.one_of(1, 2)
     width = 4
     qkv, out = nn.Linear(shape[-1], 3 * width), nn.Linear(width, shape[-1])
     return With(_attended, (mix, heads), qkv=qkv, out=out)

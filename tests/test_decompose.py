@@ -88,6 +88,14 @@ SAME: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, Tensor], T
         lambda _, y: y,
     ),
     "view_as": (lambda _, y: y.view(-1, 24).view_as(y), lambda _, y: y),
+    "special.softmax": (
+        lambda _, y: torch.special.softmax(y @ y.mT, -1) @ y,
+        lambda _, y: torch.softmax(y @ y.mT, -1) @ y,
+    ),
+    "native_channel_shuffle": (
+        lambda _, y: torch.native_channel_shuffle(y[..., None], 2)[..., 0],
+        lambda _, y: y.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2),
+    ),
 }
 
 

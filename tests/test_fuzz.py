@@ -19,9 +19,15 @@ from torch import Tensor
 
 import rapkernels as rk
 from rapkernels.composites import COMPOSITES
+from rapkernels.decompose import _DECOMPOSITIONS
 from rapkernels.errors import ArgumentError, UnsupportedOperationError
 from rapkernels.rules.registry import _BUILT_IN
-from tests import random_steps, random_steps_any, random_steps_tokens  # noqa: F401
+from tests import (  # noqa: F401
+    random_steps,
+    random_steps_any,
+    random_steps_choices,
+    random_steps_tokens,
+)
 from tests.random_networks import KINDS, Network, networks
 
 pytestmark = [pytest.mark.cpu_only, pytest.mark.usefixtures("one_thread")]
@@ -53,19 +59,15 @@ METHODS: dict[str, Callable[..., Any]] = {
     "equilibrium": rk.AttributionEquilibrium,
     "sharing_ratio": rk.SharingRatio,
 }
+# What methods make of the weights of attention: one of them for each network.
+ATTENTION = ("constant", "attnlrp")
 # The authors' code doubles or drops relevance.
 LOSING = ("author",)
 STARTING_AT_LAYERS = ("equilibrium", "sharing_ratio")
 # What a method refuses, by the reason that it gives: Sharing Ratio needs the vectors of positions.
-REFUSED = {"sharing_ratio": "it is not known which dimension of its value holds the channels"}
-# Where torch takes in-place writes out of a graph itself, it splits softshrink and hardshrink up.
-SPLIT_UP = {
-    f"aten.{name}"
-    for name in (
-        *("abs.default", "gt.Scalar", "le.Scalar", "sign.default", "where.self"),
-        "where.ScalarSelf",
-    )
-}
+REFUSED = {"sharing_ratio": "it is not known which dimensions of its value hold the channels"}
+# Where torch takes in-place writes out of a graph itself, it splits softshrink up.
+SPLIT_UP = {"aten.sign.default"}
 
 # Sums of a node's shares, in float64: a few hundred terms, each rounded once. Where terms of both
 # signs cancel before they are divided, what is rounded is larger than what is left by as much as
@@ -89,19 +91,23 @@ def growth(report: Any) -> Tensor:
 
 
 def explainer_of(method: str, network: Network, backend: str = "native") -> Any:
-    """A method's explainer: LRP with any composite; from the output where nothing else will do."""
+    """A method's explainer: from the output where no layer will do."""
+    attention = ATTENTION[network.seed // len(COMPOSITES) % len(ATTENTION)]
     if method == "lrp":
         composite = sorted(COMPOSITES)[network.seed % len(COMPOSITES)]
-        return rk.LRP(network.model, composite, backend=backend)
+        return rk.LRP(network.model, composite, backend=backend, attention=attention)
+    build = partial(METHODS[method], network.model, backend=backend)
+    if method != "sharing_ratio":
+        build = partial(build, attention=attention)
     if method not in STARTING_AT_LAYERS:
-        return METHODS[method](network.model, backend=backend)
+        return build()
     try:
-        found = METHODS[method](network.model, backend=backend)
+        found = build()
         found.plan(network.batch(2))
     except ArgumentError as error:
         if "no activation function after a convolution" not in str(error):
             raise
-        return METHODS[method](network.model, backend=backend, layer="")
+        return build(layer="")
     except UnsupportedOperationError:
         pass  # The caller looks at the reason.
     return found
@@ -171,7 +177,7 @@ def test_random_networks(native: ModuleType, network: Network) -> None:  # noqa:
 
 def test_every_operation_of_the_table_is_drawn() -> None:
     drawn = {name for kinds in KINDS.values() for kind in kinds for name in kind.operations}
-    table = set(_BUILT_IN)
+    table = {*_BUILT_IN, *_DECOMPOSITIONS}
     missing = sorted(table - drawn - set(NOT_DRAWN))
     assert not missing, (
         f"draw them in tests/random_steps*.py, or say in NOT_DRAWN why not: {missing}"

@@ -68,6 +68,8 @@ WITH_PARAMETERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "a term behind": lambda y, p: y + p,
     "concatenated": lambda y, p: torch.cat([y, p.expand(y.shape)], 1),
     "stacked": lambda y, p: torch.stack([p.expand(y.shape), y], 1),
+    "filled": lambda y, p: y.masked_fill(y > 0.3, p.amin()),
+    "chosen": lambda y, p: torch.where(y > 0.3, y, p.amin()),
     "mixed": lambda y, p: torch.einsum("ij,njhw->nihw", p[0, :, :, 0].expand(4, 4), y),
 }
 

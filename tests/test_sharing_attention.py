@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ pytestmark = [
 ]
 
 Attend = Callable[[Any, Tensor], Tensor]
+Move = Callable[[Tensor], Tensor]
 
 
 def _heads(m: Any, y: Tensor) -> tuple[Tensor, ...]:
@@ -169,6 +171,45 @@ def test_torchvision_networks(name: str) -> None:
         torch.testing.assert_close(
             relevance.sum((1, 2)) + absorbed, report.rows[0].received, rtol=1e-9, atol=1e-9
         )
+
+
+# The same written in two ways: channels are found in both.
+MOVED: dict[str, tuple[Move, Move]] = {
+    "rot90": (lambda y: y.rot90(1, (1, 2)), lambda y: y.flip(2).transpose(1, 2)),
+    "rot90 twice": (lambda y: y.rot90(2, (1, 2)), lambda y: y.flip(1, 2)),
+    "broadcast_to": (
+        lambda y: torch.broadcast_to(y, (2, *y.shape)).transpose(0, 1).mean(1),
+        lambda y: y.expand(2, *y.shape).transpose(0, 1).mean(1),
+    ),
+}
+
+
+def _around(run: Attend) -> nn.Module:
+    return Function(run, a=conv(3), fc=nn.Linear(144, 5))
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_channels_are_followed_as_they_move(name: str) -> None:
+    def run(m: Any, x: Tensor, move: Move) -> Tensor:
+        y = move(m.a(x))
+        return m.fc((y + torch.relu(y.flip(1))).flatten(1))  # type: ignore[no-any-return]
+
+    maps = []
+    for move in MOVED[name]:
+        moved = partial(run, move=move)
+        model = seeded(partial(_around, moved))
+        maps.append(rk.SharingRatio(model, "").attribute(images(), 1))
+    torch.testing.assert_close(*maps, rtol=0, atol=1e-11 * float(maps[0].abs().max()))
+
+
+def test_channels_that_several_indices_pick_are_refused() -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        picked = m.a(x).flatten(2)[:, [[0, 3], [2, 1]], [[0, 1], [2, 3]]]
+        return m.fc((picked + torch.relu(picked)).flatten(1))  # type: ignore[no-any-return]
+
+    model = seeded(lambda: Function(run, a=conv(3), fc=nn.Linear(4, 5)))
+    with pytest.raises(UnsupportedOperationError, match="which dimensions of its value hold"):
+        rk.SharingRatio(model, "").attribute(images(), 1)
 
 
 def test_unknown_channels_are_refused() -> None:

@@ -13,14 +13,14 @@ from torch import Tensor
 from typing_extensions import override
 
 from rapkernels.graph import Graph, Node, bound_refs
+from rapkernels.logits import SOFTMAX
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, Rule, Site
 from rapkernels.rules.elementwise import cast
 
 PRODUCTS = ("aten.mul.Tensor",)
 # Bounded between 0 and 1: what they return says how much of something passes.
-_WEIGHTS = {"aten.softmax.int", "aten._softmax.default"}
-_OPENINGS = _WEIGHTS | {
+_OPENINGS = SOFTMAX | {
     f"aten.{name}.default" for name in ("sigmoid", "hardsigmoid", "special_expit")
 }
 _NONLINEAR = {
@@ -110,7 +110,7 @@ def opens(graph: Graph, name: str, mixed: bool = False) -> bool:
 
 def weighs(graph: Graph, name: str) -> bool:
     """Whether a value is that of a softmax, also where layers mixed its channels."""
-    return _origin(graph, name, _MIXES) in _WEIGHTS
+    return _origin(graph, name, _MIXES) in SOFTMAX
 
 
 def bends(graph: Graph, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from rapkernels.errors import ArgumentError, ArgumentTypeError
 from rapkernels.fusion import BATCH_NORMS, CONVOLUTIONS
 from rapkernels.graph import Graph, Node
+from rapkernels.logits import SOFTMAX
 from rapkernels.rules.add import Affine, choose_sum
 from rapkernels.rules.attnlrp import Softmax
 from rapkernels.rules.base import Rule
@@ -31,7 +32,6 @@ from rapkernels.rules.resampling import Bicubic, Resampling, Sampling
 from rapkernels.rules.structure import (
     BorderPad,
     Concatenation,
-    MaskedFill,
     Pad,
     Part,
     Permute,
@@ -86,7 +86,7 @@ _BUILT_IN: dict[str, Choice] = {
     **dict.fromkeys(NORMALISATIONS, Normalisation),
     **dict.fromkeys(_aten("scaled_dot_product_attention"), Attention),
     **dict.fromkeys(_aten("bmm einsum"), WeightedSum),
-    **dict.fromkeys(_aten("softmax.int _softmax special_softmax.int"), Softmax),
+    **dict.fromkeys(SOFTMAX, Softmax),
     **dict.fromkeys(
         _aten("upsample_nearest1d.vec upsample_nearest2d.vec upsample_nearest3d.vec"), Resampling
     ),
@@ -114,13 +114,12 @@ _BUILT_IN: dict[str, Choice] = {
     ),
     **dict.fromkeys(_aten("reflection_pad1d reflection_pad2d reflection_pad3d"), BorderPad),
     **dict.fromkeys(_aten("replication_pad1d replication_pad2d replication_pad3d"), BorderPad),
-    **dict.fromkeys(_aten("masked_fill.Scalar masked_fill.Tensor"), MaskedFill),
     **dict.fromkeys(_aten("pixel_shuffle pixel_unshuffle channel_shuffle"), Structure),
-    **dict.fromkeys(_aten("native_channel_shuffle rot90 diagonal unfold im2col"), Structure),
+    **dict.fromkeys(_aten("rot90 diagonal unfold im2col"), Structure),
     **dict.fromkeys(_aten("index.Tensor index_select gather take_along_dim"), Structure),
     **dict.fromkeys(_aten("masked_fill.Scalar masked_fill.Tensor tril triu"), Structure),
     **dict.fromkeys(_aten("where.self where.ScalarOther where.ScalarSelf"), Structure),
-    **dict.fromkeys(_aten("repeat_interleave.self_int broadcast_to roll"), Structure),
+    **dict.fromkeys(_aten("repeat_interleave.self_int broadcast_to"), Structure),
 }
 NAMED: dict[str, type[Rule]] = {"identity": Identity, "structure": Structure}
 

@@ -12,7 +12,7 @@ from typing_extensions import override
 from rapkernels.fusion import pad_amounts
 from rapkernels.graph import bound_refs, refs
 from rapkernels.relevance import Relevance
-from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+from rapkernels.rules.base import Context, Rule, Site
 from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
 
 # They put zeros where nothing is read.
@@ -214,17 +214,6 @@ class Pad(Structure):
     @override
     def keeps_samples(self, shape: torch.Size) -> bool:
         return self.loses and not self._touches_batch
-
-
-class MaskedFill(Structure):
-    """Constants in the place of some entries; what falls on them is absorbed."""
-
-    family: ClassVar[str] = "masking"
-
-    def __init__(self, site: Site) -> None:
-        super().__init__(site)
-        if len(site.inputs) != 1:
-            raise NoRuleError("its mask depends on the input")
 
 
 class BorderPad(Structure):
