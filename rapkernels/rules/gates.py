@@ -20,7 +20,7 @@ from rapkernels.rules.elementwise import cast
 
 PRODUCTS = ("aten.mul.Tensor",)
 # Bounded between 0 and 1: what they return says how much of something passes.
-_OPENINGS = SOFTMAX | {
+_OPENINGS = set(SOFTMAX) | {
     f"aten.{name}.default" for name in ("sigmoid", "hardsigmoid", "special_expit")
 }
 _NONLINEAR = {
