@@ -241,6 +241,9 @@ PASSING: dict[str, Operation] = {
     "layer norm": lambda m, y: m.norm(y),
     "layer norm by hand": lambda _, y: (y - y.mean(-1, True)) * (y.var(-1, keepdim=True).rsqrt()),
     "group norm": lambda _, y: functional.group_norm(y, 2),
+    "group norm of aten": lambda _, y: torch.ops.aten.native_group_norm(
+        y.transpose(1, 2).contiguous(), None, None, y.shape[0], 4, 6, 2, 1e-5
+    )[0].transpose(1, 2),
     "instance norm": lambda _, y: functional.instance_norm(y),
     "rms norm": lambda _, y: functional.rms_norm(y, (4,)),
     "gelu": lambda _, y: functional.gelu(y),

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from rapkernels.graph import Node, Ref
-from rapkernels.rules.base import NoRuleError, Site
+from rapkernels.rules.base import Context, NoRuleError, Site
 from rapkernels.rules.elementwise import Identity
 
 
@@ -23,6 +24,13 @@ class Normalisation(Identity):
         if site.node.index not in (None, 0):
             raise NoRuleError("the statistics of a normalisation carry no relevance")
         super().__init__(site)
+        self._needs_contiguous = site.node.operation == "aten.native_group_norm.default"
+
+    @override
+    def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
+        # Values are in another layout here than in the model, which may have changed it before.
+        first = args[0].contiguous() if self._needs_contiguous else args[0]
+        return super().forward(ctx, first, *args[1:], **kwargs)
 
 
 NORMALISATIONS = tuple(
