@@ -312,6 +312,7 @@ def test_errors() -> None:
         rk.RAP(model, attention="exact")  # type: ignore[arg-type]
     with pytest.raises(ArgumentTypeError, match="options of method"):
         rk.attribute(model, images(), method="sharing_ratio", attention="attnlrp")
-    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(108, 5), nn.Softmax(1)))
-    with pytest.raises(UnsupportedOperationError, match="explain the logits before it"):
+    layers = (nn.Flatten(), nn.Linear(108, 5), nn.Softmax(1), nn.Linear(5, 5))
+    model = seeded(lambda: nn.Sequential(*layers))
+    with pytest.raises(UnsupportedOperationError, match="a softmax inside of a model with"):
         rk.LRP(model).plan(images())
