@@ -64,7 +64,7 @@ def test_a_suite_that_takes_too_long_is_counted_too(
 ) -> None:
     monkeypatch.setattr(suite, "GRACE", 4.0)
     monkeypatch.setattr(suite, "PROGRESS_SECONDS", 1.0)
-    result, parts = _suite(tests_folder, "--seconds", "8", "--tests", str(tests_folder))
+    result, parts = _suite(tests_folder, "--seconds", "14", "--tests", str(tests_folder))
     assert result.exit_code == messages.CUT_OFF, result.output
     assert "2 passed, 2 failed, 1 skipped, cut off" in result.output
     assert (parts[-1].complete, parts[-1].passed) == (False, 2)
