@@ -76,15 +76,19 @@ def _tiny() -> nn.Module:
 
 
 def _initialise(model: nn.Module) -> None:
-    """Kaiming weights keep the logits apart; small biases so that a bias mistake shows."""
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.normal_(module.bias, std=0.01)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
+        initialise(module)
+
+
+def initialise(module: nn.Module) -> None:
+    """Kaiming weights keep the logits apart; small biases so that a bias mistake shows."""
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.normal_(module.bias, std=0.01)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.uniform_(module.weight, 0.5, 1.5)
+        nn.init.normal_(module.bias, std=0.1)
 
 
 @torch.no_grad()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bench.nets import initialise
+
 SEED = 0
 
 # What the families are: timm has some 1,300 names.
@@ -54,13 +56,8 @@ def load(library: str, name: str, batch: int) -> tuple[nn.Module, Tensor]:
 def randomise(model: nn.Module) -> None:
     """Weights as at the start of a training, and statistics as in the middle of one."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            if module.bias is not None:
-                nn.init.normal_(module.bias, std=0.01)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
+        initialise(module)
+        if isinstance(module, nn.BatchNorm2d):
             assert module.running_mean is not None
             assert module.running_var is not None
             module.running_mean.normal_(std=0.1)

@@ -138,7 +138,10 @@ def _followed(node: Node, source: str, layout: _Layout, shape: tuple[int, ...]) 
         return _viewed(layout, shape)
     elif name in ("select", "unbind") or (name in _REDUCES and len(shape) < len(layout)):
         given = node.arguments["dim"]
-        gone = {int(dim) % len(layout) for dim in (given if isinstance(given, list) else [given])}
+        reduced = range(len(layout)) if given is None else given
+        gone = {
+            int(dim) % len(layout) for dim in ([reduced] if isinstance(reduced, int) else reduced)
+        }
         moved = tuple(factors for dim, factors in enumerate(layout) if dim not in gone)
     elif name == "stack":
         dim = int(node.arguments["dim"]) % len(shape)

@@ -491,6 +491,8 @@ class Function(nn.Module):
         (lambda _, x: nn.functional.conv2d(x, x[:, :, :2, :2]), "weight or bias"),
         (lambda _, x: nn.functional.batch_norm(x, None, None, training=True), "statistics"),
         (lambda _, x: x + x.mean(0), "batch dimension"),
+        (lambda _, x: x + torch.mean(x, dim=None), "batch dimension"),
+        (lambda _, x: x + x.amax(), "batch dimension"),
         (lambda m, x: nn.functional.linear(x, m.batched.weight[0]), "2 dim"),
         (lambda m, x: torch.addmm(m.batched.bias, x[:, 0, 0], m.batched.weight, beta=2), "beta=1"),
     ],
