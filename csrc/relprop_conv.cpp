@@ -48,6 +48,43 @@ Tensor stacked(const Tensor& weight, at::MemoryFormat format, bool positive_firs
   return both;
 }
 
+// The stacked weights and the library's layout of them are four times the weight. Where that is
+// more than the activations, input channels are done in this many slices.
+constexpr int64_t kSlices = 4;
+constexpr int64_t kSmallestSlice = 16;
+
+int64_t channels_at_once(const Tensor& x, const Tensor& weight, const Tensor& z) {
+  const int64_t channels = weight.size(1);
+  const int64_t slice = (channels + kSlices - 1) / kSlices;
+  return weight.numel() > x.numel() + z.numel() && slice >= kSmallestSlice ? slice : channels;
+}
+
+// Takes S+ and S-, packed in channels, to the inputs of one sign.
+using Transpose = std::function<Tensor(const Tensor& packed)>;
+
+Transpose transpose_of(const Tensor& x, const Tensor& weight, const Tensor& z,
+                       const ConvShape& conv, bool positive_first) {
+  const int64_t channels = weight.size(1);
+  const int64_t slice = channels_at_once(x, weight, z);
+  if (slice == channels) {
+    const Tensor both = stacked(weight, conv.format, positive_first);
+    return [=](const Tensor& packed) { return convolve_transposed(packed, both, x, conv); };
+  }
+  return [=](const Tensor& packed) {
+    auto shape = x.sizes().vec();
+    shape[0] = packed.size(0);
+    const Tensor out = at::empty(shape, x.options().memory_format(conv.format));
+    for (int64_t begin = 0; begin < channels; begin += slice) {
+      const int64_t size = std::min(slice, channels - begin);
+      const Tensor part = weight.narrow(1, begin, size).contiguous(conv.format);
+      const Tensor both = stacked(part, conv.format, positive_first);
+      const Tensor of_x = x.narrow(1, begin, size);
+      out.narrow(1, begin, size).copy_(convolve_transposed(packed, both, of_x, conv));
+    }
+    return out;
+  };
+}
+
 struct Messages {
   Tensor first;
   Tensor second;
@@ -76,15 +113,16 @@ using Step =
 // S+ and S- packed in one tensor's channels: one transposed convolution per sign of x.
 Step packed_step(const Tensor& x, const Tensor& weight, const Messages& m, const Outputs& outputs,
                  const ConvShape& conv, bool nonnegative) {
-  const Tensor of_positive = stacked(weight, conv.format, true);
-  const Tensor of_negative = nonnegative ? Tensor() : stacked(weight, conv.format, false);
+  const Transpose to_positive = transpose_of(x, weight, m.first, conv, true);
+  const Transpose to_negative =
+      nonnegative ? Transpose() : transpose_of(x, weight, m.first, conv, false);
   return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
     const Parts s = quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kChannels,
                              conv.format);
     total = s.total;
-    const Tensor up = convolve_transposed(s.packed, of_positive, x, conv);
+    const Tensor up = to_positive(s.packed);
     if (nonnegative) return gate(x, up, std::nullopt, Gate::kProduct);
-    return gate(x, up, convolve_transposed(s.packed, of_negative, x, conv), Gate::kBySign);
+    return gate(x, up, to_negative(s.packed), Gate::kBySign);
   };
 }
 

@@ -267,6 +267,8 @@ _WEIGHTS = {
     "relprop_zbox_linear": 2,
     "relprop_equilibrium_linear": 1,
 }
+# A convolution whose weights are larger than its activations splits them slice by slice.
+_SLICED_WEIGHTS = 3
 # Of everything else two parts, or the three terms of Equilibrium, or what input layers hold until
 # infinities are out: messages of both parts, their sums and those in the result's layout.
 _PARTS = {
@@ -302,12 +304,25 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
         # Parts of grouped convolutions are not packed, and the library lays out their groups anew.
         factor *= 2
     inside = factor * sum(_bytes(tensor) for tensor in (*named.values(), *results))
-    inside += (_WEIGHTS.get(name, 0) + is_half) * _bytes(weight)
+    copies = _WEIGHTS.get(name, 0)
+    if (
+        name == "relprop_conv"
+        and given["groups"] == 1
+        and _is_sliced(named["x"], weight, named["relevance"])
+    ):
+        copies = _SLICED_WEIGHTS
+    inside += (copies + is_half) * _bytes(weight)
     if is_half:
         return 2 * inside
     if name.endswith("_conv"):
         inside += factor * _windows(named["x"], weight, [named["relevance"]], device)
     return inside
+
+
+def _is_sliced(x: Tensor, weight: Tensor, relevance: Tensor) -> bool:
+    """Whether relprop_conv does a few input channels at a time: see csrc/relprop_conv.cpp."""
+    outputs = x.shape[0] * relevance[0].numel()
+    return weight.shape[1] > 60 and weight.numel() > x.numel() + outputs
 
 
 def _windows(x: Tensor, weight: Tensor, outputs: list[Tensor], device: torch.device) -> int:

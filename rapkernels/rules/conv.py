@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 from typing_extensions import override
 
@@ -60,7 +61,7 @@ class Convolution(Rule):
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         x, weight, bias = _tensors(*args, **kwargs)
-        folded, bias = self.folded_weight(ctx, weight), self.folded_bias(ctx, bias, x.dtype)
+        folded, bias = self.folded_weight(ctx, weight, x), self.folded_bias(ctx, bias, x.dtype)
         if not self.keeps_z:
             ctx.save(x, weight, None, bias)
             return self.convolve(x, folded, bias)
@@ -98,12 +99,13 @@ class Convolution(Rule):
         convolve = _CONVOLVE[self.dimensions]
         return convolve(x, weight, bias, self.stride, low, self.dilation, self.groups)
 
-    def folded_weight(self, ctx: Context, weight: Tensor) -> Tensor:
-        """The weight with the scale of the BatchNorm after the convolution."""
+    def folded_weight(self, ctx: Context, weight: Tensor, x: Tensor) -> Tensor:
+        """The weight with the scale of the BatchNorm after the convolution, laid out as ``x``."""
         if self.batch_norm is None:
             return weight
         scale = self._batch_norm_scale(ctx).view(-1, *[1] * (weight.dim() - 1))
-        return (weight * scale).to(weight.dtype)
+        folded = torch.empty_like(weight, memory_format=suggest_memory_format(x))
+        return torch.mul(weight, scale, out=folded)
 
     def folded_bias(self, ctx: Context, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         """The bias of the convolution and the BatchNorm after it as one."""

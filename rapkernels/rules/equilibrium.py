@@ -20,7 +20,7 @@ class EquilibriumConvolution(Convolution):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         x, weight, _, _ = ctx.saved
-        weight = self.folded_weight(ctx, weight)
+        weight = self.folded_weight(ctx, weight, x)
         ratio: float = self.site.settings
         return ctx.settle(
             *ctx.ops.relprop_equilibrium_conv(x, weight, *relevance, *self.geometry(weight), ratio)

@@ -38,7 +38,7 @@ class LrpConvolution(Convolution):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         x, weight, z, bias = ctx.saved
-        weight = self.folded_weight(ctx, weight)
+        weight = self.folded_weight(ctx, weight, x)
         geometry = self.geometry(weight)
         rule = self._rule
         if isinstance(rule, ZBox):

@@ -27,7 +27,7 @@ class RapConvolution(Convolution):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         x, weight, z, _ = ctx.saved
-        weight = self.folded_weight(ctx, weight)
+        weight = self.folded_weight(ctx, weight, x)
         signed = self._variant.split_signed and not self.nonnegative
 
         def propagate(x: Tensor) -> Relprop:

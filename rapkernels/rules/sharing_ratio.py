@@ -18,7 +18,7 @@ class SharingConvolution(Convolution):
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
         x, weight, z, bias = ctx.saved
-        weight = self.folded_weight(ctx, weight)
+        weight = self.folded_weight(ctx, weight, x)
         return ctx.settle(
             *ctx.ops.relprop_sharing_conv(x, weight, bias, z, *relevance, *self.geometry(weight))
         )
