@@ -274,6 +274,22 @@ def test_equilibrium_takes_it() -> None:
     assert not torch.allclose(*found)
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["fused", "by hand"])
+def test_equal_tokens_send_nothing_to_queries_and_keys(which: int, backend: Any) -> None:
+    """Equilibrium would make a map of what rounding leaves there."""
+    model = pair("bias")[which]
+    made = rk.AttributionEquilibrium(model, layer="out", attention="attnlrp", backend=backend)
+    x = tokens()
+    x[1] = x[1, :1]
+    relevance, found = made.attribute(x, 1, layers=["q", "k", "v"])
+    for name in ("q", "k"):
+        assert found[name][0].any()
+        assert not found[name][1].any()
+    assert found["v"][1].any()
+    alone = made.attribute(x[1:], 1)
+    torch.testing.assert_close(relevance[1:], alone, rtol=0, atol=TOLERANCE)
+
+
 def test_linear_attention_has_a_rule() -> None:
     """Products without a softmax, which are refused where weights must be constants."""
     model = attending(lambda _, q, k, v: q @ (k.mT @ v))

@@ -125,6 +125,14 @@ def test_maps_do_not_depend_on_how_attention_is_written(written: str, backend: A
     torch.testing.assert_close(*maps, rtol=0, atol=1e-11 * float(maps[0].abs().max()))
 
 
+@pytest.mark.parametrize("written", WRITTEN)
+def test_steps_conserve(written: str, backend: Any) -> None:
+    """Also where vectors are by sample and the sums of a step by head of a sample."""
+    explainer = rk.SharingRatio(build(WRITTEN[written]), "last", backend=backend)
+    _, report = explainer.attribute(images(), 1, return_report=True)
+    assert float(report.worst().error.max()) < 1e-12
+
+
 def _vision_transformer(models: Any) -> nn.Module:
     return models.VisionTransformer(32, 8, 2, 2, 32, 64, num_classes=5)  # type: ignore[no-any-return]
 

@@ -255,8 +255,15 @@ def share_product(
     return SharedProduct(parts, torch.where(met, quotient * added, incoming))
 
 
+# As `kCancellationFactor` of the kernels.
+_CANCELLATION = 8
+
+
 def through_softmax(x: Tensor, weights: Tensor, incoming: Tensor, dim: int) -> Tensor:
     """``x_i (R_i - s_i sum_j R_j)``; 0 where ``s_i`` is 0, as x may be minus infinity there.
+
+    What the difference leaves of rounding is 0 too: where all values are alike, as in a blank
+    sample, attention has nothing to choose from, and methods that normalise would make a map of it.
 
     Args:
         x: what softmax was taken of.
@@ -264,8 +271,10 @@ def through_softmax(x: Tensor, weights: Tensor, incoming: Tensor, dim: int) -> T
         incoming: ``(T, *x.shape)``, the relevance R of ``s``.
         dim: the dimension that softmax sums over, counted from the last.
     """
-    moved = x * (incoming - weights * incoming.sum(dim, keepdim=True))
-    return saturate(torch.where(weights > 0, moved, 0), moved.dtype)
+    moved = incoming - weights * incoming.sum(dim, keepdim=True)
+    rounding = _CANCELLATION * torch.finfo(moved.dtype).eps * incoming.abs()
+    carries = (weights > 0) & ~(moved.abs() <= rounding)
+    return saturate(torch.where(carries, x * moved, 0), moved.dtype)
 
 
 def with_attnlrp(graph: Graph, node: Node, rule: type[Rule] | None) -> type[Rule] | None:

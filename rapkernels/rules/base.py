@@ -155,8 +155,15 @@ class Context:
         self.saved = values
 
     def absorb(self, amount: Tensor) -> None:
-        """Count relevance that met no message: ``(N,)`` float64."""
-        self.absorbed = amount if self.absorbed is None else self.absorbed + amount
+        """Count relevance that met no message: ``(N,)`` float64, or finer, sample by sample."""
+        if self.absorbed is not None:
+            known = self.absorbed
+            if len(known) != len(amount):
+                # One part of a step counts by sample, the other by head of a sample.
+                rows = min(len(known), len(amount))
+                known, amount = (part.view(rows, -1).sum(1) for part in (known, amount))
+            amount = known + amount
+        self.absorbed = amount
 
     def settle(self, values: Tensor, psi: Tensor, scale: Tensor, absorbed: Tensor) -> Relevance:
         """Take the four results of a relevance operation: count the last, return the others."""
