@@ -87,7 +87,7 @@ class ProgramCache:
         graph = self._known(key, inputs.samples)
         if graph is None:
             graph = capture(module, x, output)
-            _put(self._graphs, key if graph.batch is not None else (*key, inputs.samples), graph)
+            _put(self._graphs, key if graph.fixed_batch is None else (*key, inputs.samples), graph)
         return graph
 
     def _known(self, key: tuple[Any, ...], samples: int) -> Graph | None:

@@ -227,7 +227,7 @@ def output_shape(graph: Graph, samples: int) -> torch.Size:
         ArgumentError: it is not one row for each sample.
     """
     shape = graph.sized(graph.shape_of(graph.output), samples)
-    if not shape or (graph.batch is not None and shape[0] != samples):
+    if not shape or shape[0] != samples:
         raise ArgumentError(
             "model must return one row of outputs per sample, but for a batch of "
             f"{samples} it returns shape {list(shape)}"

@@ -22,6 +22,7 @@ from rapkernels.graph import Dimension, Expression, Graph, Kind, Node, Ref, bind
 from rapkernels.inputs import Inputs
 from rapkernels.logits import without_softmax
 from rapkernels.outputs import OutputPath, select_output
+from rapkernels.samples import place_samples
 
 # Their results depend on the shape of their input alone.
 _READS_SHAPE = {
@@ -45,9 +46,9 @@ _EXPORT_LOCK = threading.Lock()
 def capture(module: torch.nn.Module, x: Any, output: OutputPath = ()) -> Graph:
     """Export a module for inputs like ``x`` and return its functional graph.
 
-    The graph holds for any batch size where ``torch.export`` allows it (``graph.batch`` is then
-    set), else for the batch size of ``x``. It ends before a softmax that is the model's output. The
-    module is not modified.
+    The graph holds for any batch size where ``torch.export`` allows it, else for the batch size of
+    ``x`` (``graph.fixed_batch`` is then set). It ends before a softmax that is the model's output.
+    The module is not modified.
 
     Args:
         module: the module.
@@ -70,9 +71,16 @@ def capture(module: torch.nn.Module, x: Any, output: OutputPath = ()) -> Graph:
         warnings.simplefilter("ignore")
         prepare_export()
         call = _Call(_double(module), inputs, output, type(module).__name__)
-        program, graph, names = functionalise(_export(call, inputs))
-        decompose(graph)
-    return without_softmax(_convert(module, inputs, program, graph, names))
+        program = _export_for_any(call, inputs)
+        if program is not None:
+            graph = _convert(module, inputs, program)
+        else:
+
+            def fixed(samples: int) -> Graph:
+                return _convert(module, inputs, _export_for(call, inputs, samples), samples)
+
+            graph = place_samples(fixed(inputs.samples), inputs.samples, fixed)
+    return without_softmax(graph)
 
 
 # Where the model is in what is exported.
@@ -128,7 +136,8 @@ def _exportable(tensor: Tensor) -> Tensor:
     return torch.nn.Parameter(copied, requires_grad=False) if is_parameter else copied
 
 
-def _export(call: _Call, inputs: Inputs) -> ExportedProgram:
+def _export_for_any(call: _Call, inputs: Inputs) -> ExportedProgram | None:
+    """The program for any batch size; None where the model can be exported for none or one."""
     # An example batch of 1 would fix the batch size at 1.
     example = inputs.zeros(2).tensors
     shapes = {"tensors": tuple({0: Dim.DYNAMIC} for _ in example)}
@@ -138,8 +147,12 @@ def _export(call: _Call, inputs: Inputs) -> ExportedProgram:
         raise
     except Exception:
         _check_runs(call, inputs)
+    return None
+
+
+def _export_for(call: _Call, inputs: Inputs, samples: int) -> ExportedProgram:
     try:
-        return torch.export.export(call, inputs.zeros(inputs.samples).tensors, strict=False)
+        return torch.export.export(call, inputs.zeros(samples).tensors, strict=False)
     except Exception as error:
         raise ExportError(
             "model must be exportable by torch.export (no Python control flow that depends on the "
@@ -171,10 +184,11 @@ def _first_line(error: BaseException) -> str:
 def _convert(
     module: torch.nn.Module,
     given: Inputs,
-    program: ExportedProgram,
-    fx_graph: fx.Graph,
-    names: dict[str, str],
+    exported: ExportedProgram,
+    fixed_batch: int | None = None,
 ) -> Graph:
+    program, fx_graph, names = functionalise(exported)
+    decompose(fx_graph)
     attributes: dict[str, str] = {}
     constants: dict[str, Any] = {}
     placeholders: list[str] = []
@@ -208,6 +222,7 @@ def _convert(
             for node in fx_graph.nodes
             if node.op in ("placeholder", "get_attr")
         },
+        fixed_batch=fixed_batch,
     )
     if not graph.is_activation(output):
         raise ArgumentError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from rapkernels.graph import Graph, Node
+from rapkernels.moves import MOVES
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,8 @@ def _followed(node: Node, source: str, layout: _Layout, shape: tuple[int, ...]) 
     """The layout of a node's value, from that of one that it reads."""
     name = node.operation.removeprefix("aten.").partition(".")[0]
     moved: _Layout | None = layout
-    if name in _MOVES:
-        moved = tuple(layout[dim] for dim in _MOVES[name](node, len(layout)))
+    if name in MOVES:
+        moved = tuple(layout[dim] for dim in MOVES[name](node, len(layout)))
     elif name in _VIEWS:
         return _viewed(layout, shape)
     elif name in ("select", "unbind") or (name in _REDUCES and len(shape) < len(layout)):
@@ -156,43 +157,6 @@ def _followed(node: Node, source: str, layout: _Layout, shape: tuple[int, ...]) 
     return None if moved is None or len(moved) != len(shape) else _resized(moved, shape)
 
 
-def _permuted(node: Node, rank: int) -> list[int]:
-    return [int(dim) % rank for dim in node.arguments["dims"]]
-
-
-def _swapped(node: Node, rank: int) -> list[int]:
-    order = list(range(rank))
-    names = ("axis0", "axis1") if "axis0" in node.arguments else ("dim0", "dim1")
-    first, second = (int(node.arguments[name]) % rank for name in names)
-    order[first], order[second] = second, first
-    return order
-
-
-def _dim_moved(node: Node, rank: int) -> list[int]:
-    source, destination = (int(node.arguments[name]) % rank for name in ("source", "destination"))
-    order = [dim for dim in range(rank) if dim != source]
-    order.insert(destination, source)
-    return order
-
-
-def _turned(node: Node, rank: int) -> list[int]:
-    order = list(range(rank))
-    if int(node.arguments["k"]) % 2:
-        first, second = (int(dim) % rank for dim in node.arguments["dims"])
-        order[first], order[second] = second, first
-    return order
-
-
-# Operations that change the order of dimensions: to the old dimension of each new one.
-_MOVES: dict[str, Callable[[Node, int], list[int]]] = {
-    "permute": _permuted,
-    "transpose": _swapped,
-    "swapaxes": _swapped,
-    "movedim": _dim_moved,
-    "rot90": _turned,
-    "numpy_T": lambda _, rank: list(reversed(range(rank))),
-    "mT": lambda _, rank: [*range(rank - 2), rank - 1, rank - 2],
-}
 _REDUCES = {"mean", "sum", "amax", "amin", "max", "min"}
 _VIEWS = {
     *("view", "_unsafe_view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"),

@@ -398,7 +398,7 @@ class Explainer(ABC):
     def _program_for(self, call: Call, inputs: Inputs, findings: Findings) -> Program:
         """The call's program, or where the export fixed the batch size that for a part's."""
         whole = call.inputs.samples
-        if call.program.graph.batch is not None or inputs.samples == whole:
+        if call.program.graph.fixed_batch is None or inputs.samples == whole:
             return call.program
         try:
             return self._program(inputs, findings)

@@ -117,8 +117,10 @@ class Graph:
         output: name of the value that the model returns.
         attributes: name -> path of the parameter, buffer or tensor attribute of the module.
         constants: name -> tensor that the export lifted out of the module's code.
-        batch: the symbol of the batch size in shapes, None where the export fixed it.
+        batch: the symbol of the batch size in shapes.
         shapes: shapes of the inputs, the attributes and the constants.
+        fixed_batch: the batch size that the export fixed; None where the graph holds for any.
+        unplaced: values of such an export where it is not known which dimension is the batch.
     """
 
     nodes: dict[str, Node]
@@ -128,6 +130,8 @@ class Graph:
     constants: dict[str, Any]
     batch: Expression | None
     shapes: dict[str, tuple[Dimension, ...]]
+    fixed_batch: int | None = None
+    unplaced: frozenset[str] = frozenset()
     users: dict[str, list[str]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -182,7 +186,7 @@ class Graph:
     def leads_with_batch(self, name: str) -> bool:
         """Whether each entry of a value's first dimension belongs to one sample."""
         shape = self.shape_of(name)
-        if self.batch is None or not shape:
+        if not shape:
             return True
         # A size in proportion to the batch is nothing for an empty one.
         return self.sized(shape[:1], 0) == (0,)

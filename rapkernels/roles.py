@@ -79,6 +79,4 @@ def _leads_to_output_alone(graph: Graph, families: Mapping[str, str], name: str)
 
 def _starts(graph: Graph, node: Node) -> bool:
     """Whether a linear layer's samples are those of the batch."""
-    size = node.shape[0]
-    batch = graph.batch if graph.batch is not None else graph.shapes[next(iter(graph.inputs))][0]
-    return bool(size == batch)
+    return bool(node.shape[0] == graph.batch)

@@ -66,8 +66,7 @@ def find_start(
 
 
 def _leads_with_samples(graph: Graph, name: str) -> bool:
-    shape = graph.shape_of(name)
-    return graph.batch is None or bool(shape[:1] == (graph.batch,))
+    return bool(graph.shape_of(name)[:1] == (graph.batch,))
 
 
 def _is_gated_unit(graph: Graph, node: Node, cls: type[Rule] | None) -> bool:

@@ -194,7 +194,7 @@ def test_one_graph_serves_every_batch_size(kind: type[nn.Module]) -> None:
     module = kind().eval()
     size = 4 if kind is Elements else 2
     graph = capture(module, images(1, size))
-    assert graph.batch is not None
+    assert graph.fixed_batch is None
     for batch in (1, 3, 7):
         x = images(batch, size)
         with torch.no_grad():
@@ -207,8 +207,8 @@ def test_one_graph_serves_every_batch_size(kind: type[nn.Module]) -> None:
 
 def test_a_specialised_batch_is_captured_for_its_size() -> None:
     graph = capture(SpecialisedBatch(), images(3))
-    assert graph.batch is None
-    assert [graph.shapes[name] for name in graph.inputs] == [(3, 3, 2, 2)]
+    assert graph.fixed_batch == 3
+    assert [graph.shapes[name] for name in graph.inputs] == [(graph.batch, 3, 2, 2)]
 
 
 def test_in_place_operations_need_no_decomposition_without_aliases() -> None:

@@ -118,6 +118,20 @@ class Site:
         """The activations that the node reads."""
         return self.graph.activations(self.node)
 
+    def batch_dim(self, name: str) -> int:
+        """The dimension of a value that is the batch.
+
+        Raises:
+            NoRuleError: the graph does not tell.
+        """
+        if name in self.graph.unplaced:
+            raise NoRuleError(
+                "it is not known which dimension of its input is the batch, as the model exports "
+                f"for a batch of {self.graph.fixed_batch} alone and moves its first dimension: "
+                "write the model for any batch size, or keep samples in the first dimension"
+            )
+        return self.graph.batch_dim(name)
+
     def owns(self, name: str) -> bool:
         """Whether the node may overwrite an input: fresh, not saved, and read by it alone."""
         return (

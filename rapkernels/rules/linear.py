@@ -44,7 +44,7 @@ class Linear(Rule):
             raise NoRuleError("addmm has a rule for beta=1 and alpha=1 only")
         self._names = names
         self.nonnegative = x.name in site.nonnegative
-        self._batch_dim = site.graph.batch_dim(x.name)
+        self._batch_dim = site.batch_dim(x.name)
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:

@@ -148,7 +148,7 @@ class Reduction(Rule):
         self._reduced = sorted(
             {int(dim) % rank for dim in ([dims] if isinstance(dims, int) else dims)}
         )
-        self._batch = site.graph.batch_dim(site.inputs[0])
+        self._batch = site.batch_dim(site.inputs[0])
         if self._batch in self._reduced:
             raise NoRuleError("it reduces over the batch dimension")
         self.takes_targets = self._batch == 0
