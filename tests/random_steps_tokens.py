@@ -30,6 +30,7 @@ _MIXES: dict[str, Mix] = {
     "dropped": lambda q, k, v: functional.dropout(_weights(q, k), 0.1, False) @ v,
     "special": lambda q, k, v: torch.special.softmax(q @ k.transpose(-2, -1), -1) @ v,
     "decomposed": lambda q, k, v: torch.ops.aten._softmax(q @ k.mT, -1, False) @ v,
+    "factorised": lambda q, k, v: q @ (torch.softmax(k, -2).mT @ v),
     "baddbmm": lambda q, k, v: torch.baddbmm(v, _weights(q, k), v, beta=0.5, alpha=2),
     "baddbmm of scores": lambda q, k, v: torch.bmm(
         torch.softmax(torch.baddbmm(q[:, :1, :1], q, k.mT, beta=0, alpha=0.5), -1), v

@@ -123,6 +123,29 @@ def test_attention(mix: Operation, rule: str) -> None:
     torch.testing.assert_close(before, expected, rtol=0, atol=1e-12)
 
 
+def _factorised(m: Any, values: Tensor) -> Tensor:
+    """What the softmax of the keys has mixed, read out by queries of both signs."""
+    mixed = torch.softmax(m.k(m.seen), 1).transpose(1, 2) @ values
+    return m.q(m.seen) @ mixed  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rule", EXPLAINERS)
+def test_factorised_attention(rule: str) -> None:
+    model: Any = seeded(lambda: Attending(_factorised))
+    assert [
+        row.rule for row in EXPLAINERS[rule](model).plan(tokens()).rows if row.module in ("q", "k")
+    ] == ["-", "-"]
+    before, after = relevances(EXPLAINERS[rule](model), "before", "after")
+    x = tokens()
+    queries, keys = model.q(x), torch.softmax(model.k(x), 1).transpose(1, 2)
+    values = model.values(x)
+    for n, channel in itertools.product(range(3), range(4)):
+        messages = keys[n] * values[n, :, channel]
+        read = shares(queries[n] * messages.sum(1), rule)
+        expected = after[n, :, channel] @ read @ shares(messages, rule)
+        torch.testing.assert_close(before[n, :, channel], expected, rtol=0, atol=1e-12)
+
+
 def _bare(_: Any, values: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(values, value=values, key=values)
 

@@ -105,17 +105,17 @@ def opens(graph: Graph, name: str, mixed: bool = False) -> bool:
         name: the value.
         mixed: whether layers may have mixed its channels.
     """
-    return _origin(graph, name, _MIXES if mixed else ()) in _OPENINGS
+    return _operation(graph, name, _MIXES if mixed else ()) in _OPENINGS
 
 
 def weighs(graph: Graph, name: str) -> bool:
     """Whether a value is that of a softmax, also where layers mixed its channels."""
-    return _origin(graph, name, _MIXES) in SOFTMAX
+    return _operation(graph, name, _MIXES) in SOFTMAX
 
 
 def bends(graph: Graph, name: str) -> bool:
     """Whether a value is that of a nonlinearity, up to structure and constants."""
-    return _origin(graph, name) in _NONLINEAR
+    return _operation(graph, name) in _NONLINEAR
 
 
 def spreads(graph: Graph, name: str, node: Node) -> bool:
@@ -123,13 +123,19 @@ def spreads(graph: Graph, name: str, node: Node) -> bool:
     return graph.shape_of(name) != node.shape
 
 
-def _origin(graph: Graph, name: str, more: Collection[str] = ()) -> str:
+def origin(graph: Graph, name: str, more: Collection[str] = ()) -> Node | None:
+    """What a value comes from, up to structure, constants and other operations; None: an input."""
     through = _TRANSPARENT | _AFFINE | set(more)
     while name in graph.nodes:
         node = graph.nodes[name]
         read = graph.activations(node)
         passes = node.operation in through
         if not passes or len(read) != 1:
-            return node.operation
+            return node
         (name,) = read
-    return ""
+    return None
+
+
+def _operation(graph: Graph, name: str, more: Collection[str] = ()) -> str:
+    node = origin(graph, name, more)
+    return "" if node is None else node.operation

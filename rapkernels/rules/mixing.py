@@ -14,8 +14,10 @@ from rapkernels.graph import Graph, Node, Ref, bound_refs, map_refs
 from rapkernels.reference._shares import share, stabilized
 from rapkernels.relevance import Relevance, saturate
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
-from rapkernels.rules.gates import opens, weighs
+from rapkernels.rules.gates import opens, origin, weighs
 from rapkernels.rules.squares import keep_for_squares, reads_output, share_squares
+
+_PRODUCTS = {f"aten.{name}.default" for name in ("matmul", "bmm", "mm", "einsum")}
 
 
 class Mixing(Rule):
@@ -125,13 +127,11 @@ class WeightedSum(Mixing):
     @classmethod
     @override
     def carried(cls, graph: Graph, node: Node) -> tuple[str, ...]:
-        read = graph.activations(node)
-        # A softmax weighs what comes from a sigmoid; what no activation weighs is the signal.
-        for is_weight in (partial(opens, mixed=True), weighs):
-            signals = tuple(name for name in read if not is_weight(graph, name))
-            if signals:
-                return signals
-        return read
+        signals = _unweighed(graph, node)
+        if len(signals) > 1:
+            # Factorised attention: queries read out what the softmax of the keys has mixed.
+            return tuple(name for name in signals if _is_mixture(graph, name)) or signals
+        return signals
 
     @override
     def _messages(self, known: dict[str, Any], x: Tensor) -> list[tuple[dict[str, Any], Tensor]]:
@@ -146,6 +146,25 @@ class WeightedSum(Mixing):
         if self._sharing.pool == "absolute":
             return [(known | {name: known[name].abs() for name in weights}, x.abs())]
         return [(signed(sign), share(sign * x, self._sharing.pool)) for sign in (1, -1)]
+
+
+def _unweighed(graph: Graph, node: Node) -> tuple[str, ...]:
+    """The factors that are no weights: all where that does not tell them apart."""
+    read = graph.activations(node)
+    # A softmax weighs what comes from a sigmoid; what no activation weighs is the signal.
+    for is_weight in (partial(opens, mixed=True), weighs):
+        signals = tuple(name for name in read if not is_weight(graph, name))
+        if signals:
+            return signals
+    return read
+
+
+def _is_mixture(graph: Graph, name: str) -> bool:
+    """Whether a value is a product of a signal and weights, up to structure and constants."""
+    node = origin(graph, name)
+    if node is None or node.operation not in _PRODUCTS:
+        return False
+    return len(graph.activations(node)) == 2 and len(_unweighed(graph, node)) == 1
 
 
 def _is_floating(value: Any) -> bool:
