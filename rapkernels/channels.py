@@ -28,6 +28,11 @@ class Channels:
     dims: tuple[int, ...] = (1,)
     splits: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
+    def include_last(self, rank: int) -> bool:
+        """Whether the last dimension of a value of this rank holds channels."""
+        split = sum(len(sizes) - 1 for _, sizes in self.splits)
+        return self.dims[-1] == rank + split - 1
+
     def vectors(self, value: Tensor) -> Tensor:
         """A value, or its relevance, as ``(rows, C, *positions)``."""
         for dim, sizes in self.splits:
@@ -71,7 +76,9 @@ def find_channels(
     """Name of a value -> its channels, for the values where they are known.
 
     They are dimension 1 of the inputs, of convolutions and of everything with two dimensions, the
-    last dimension of linear layers, and are followed through everything else.
+    last dimension of linear layers, and are followed through everything else. A linear layer over
+    a dimension that holds positions mixes those: the channels stay where a layer before it put
+    them. Where only the inputs' dimension 1 would say so, they are those of the linear layer.
 
     Args:
         graph: the graph.
@@ -80,6 +87,8 @@ def find_channels(
     """
     layouts: dict[str, _Layout] = {}
     shapes: dict[str, tuple[int, ...]] = {}
+    # Values whose channels no layer has told: inputs may be tokens, whose channels come last.
+    assumed = set(graph.explained)
     for name in graph.explained:
         shapes[name] = graph.sized(graph.shape_of(name), _BATCH)
         if len(shapes[name]) > 1:
@@ -92,7 +101,9 @@ def find_channels(
         if len(shape) == 2 or family == "conv":
             layouts[node.name] = _along(shape, 1)
         elif family == "linear":
-            layouts[node.name] = _along(shape, len(shape) - 1)
+            source = carried[node.name][0]
+            known = None if source in assumed else layouts.get(source)
+            layouts[node.name] = _through_linear(known, shape)
         else:
             # What is broadcast has no say, unless everything is.
             sources = carried[node.name]
@@ -101,12 +112,26 @@ def find_channels(
                 found = {_followed(node, name, layouts[name], shape) for name in sources}
                 if len(found) == 1 and (layout := found.pop()) is not None:
                     layouts[node.name] = layout
+                    if assumed.issuperset(sources):
+                        assumed.add(node.name)
     described = {name: _described(layout) for name, layout in layouts.items()}
     return {name: channels for name, channels in described.items() if channels is not None}
 
 
 def _along(shape: tuple[int, ...], channel_dim: int) -> _Layout:
     return tuple((_Factor(size, dim == channel_dim),) for dim, size in enumerate(shape))
+
+
+def _through_linear(layout: _Layout | None, shape: tuple[int, ...]) -> _Layout:
+    """Channels last, unless a layer has put them elsewhere and the last dimension has positions."""
+    if layout is not None and len(layout) == len(shape):
+        channels, positions = (
+            [factor.is_channel for factors in dims for factor in factors if factor.size > 1]
+            for dims in (layout[:-1], layout[-1:])
+        )
+        if any(channels) and positions and not any(positions):
+            return (*layout[:-1], (_Factor(shape[-1], is_channel=False),))
+    return _along(shape, len(shape) - 1)
 
 
 def _described(layout: _Layout) -> Channels | None:

@@ -126,6 +126,8 @@ def _mixed_tokens(m: Any, y: Tensor) -> Tensor:
     return found
 
 
-@kind("tokens", "linear transpose.int")
+@kind("tokens", "linear transpose.int gelu")
 def token_mixer(d: Draw, shape: Shape) -> nn.Module:
-    return With(_mixed_tokens, inner=nn.Linear(shape[0], shape[0]))
+    width = d.integer(1, 4)
+    wide, narrow = nn.Linear(shape[0], width, d.flag()), nn.Linear(width, shape[0])
+    return With(_mixed_tokens, inner=nn.Sequential(wide, nn.GELU(), narrow))

@@ -48,7 +48,8 @@ class SharingRatio(Explainer):
     rules of pools (switches), residual adds (branch ratios) and concatenations, which follow from
     it, and the start are inferred. Ratios are unbounded where contributions cancel. Attention, of
     which the paper says nothing, has the vector of a token over all heads: its weights ``A`` are
-    constants, and token i sends ``A_ij v_i``, each head by its own weights, to token j.
+    constants, and token i sends ``A_ij v_i``, each head by its own weights, to token j. So does a
+    linear layer over positions (mixers), with parameters for ``A``.
 
     The map is one number for each position of the input, ``(N, H, W)``.
     Everything else is said at :class:`~rapkernels.explainer.Explainer`.
