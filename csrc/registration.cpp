@@ -10,7 +10,7 @@ RAPKERNELS_LIBRARY(RAPKERNELS_NAMESPACE, m) {
   m.def(
       "relprop_conv(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
       "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "
-      "bool nonnegative, Tensor? bias=None, float[] parameters=[]) "
+      "bool nonnegative, Tensor? bias=None, float[] parameters=[], str precision='fp32') "
       "-> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_zbox_linear(Tensor x, Tensor weight, Tensor low, Tensor high, Tensor relevance, "

@@ -10,6 +10,7 @@
 #include "convolution.h"
 #include "device.h"
 #include "quotient.h"
+#include "split_conv.h"
 #include "state.h"
 #include "targets.h"
 #include "unsplit.h"
@@ -29,6 +30,9 @@ bool use_absolute_form(const Tensor& weight, const ConvShape& conv) {
   return conv.groups == 1 && is_full_precision(weight) &&
          weight.numel() / std::max<int64_t>(1, weight.size(0)) >= kShortSum;
 }
+
+// Its own kernel lists the positive weights, which pays where each is used at many positions.
+constexpr int64_t kManyPositions = 2048;
 
 void split_weight(const Tensor& weight, const Tensor& positive, const Tensor& negative) {
   RAPKERNELS_DISPATCH(weight, "split_weight", [&] {
@@ -93,8 +97,12 @@ struct Messages {
 
 Messages absolute_messages(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
                            const ConvShape& conv, bool nonnegative) {
-  const Tensor absolute = convolve(nonnegative ? x : x.abs(), weight.abs(), conv);
-  return {z ? *z : convolve(x, weight, conv), absolute, Form::kAbsolute};
+  const Tensor sum = z ? *z : convolve(x, weight, conv);
+  if (nonnegative && sum.numel() / sum.size(1) >= kManyPositions &&
+      has_split_conv(x, weight, conv)) {
+    return {sum, split_conv_forward(x, weight, sum, conv), Form::kAbsolute};
+  }
+  return {sum, convolve(nonnegative ? x : x.abs(), weight.abs(), conv), Form::kAbsolute};
 }
 
 Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus,
@@ -112,17 +120,30 @@ using Step =
 
 // S+ and S- packed in one tensor's channels: one transposed convolution per sign of x.
 Step packed_step(const Tensor& x, const Tensor& weight, const Messages& m, const Outputs& outputs,
-                 const ConvShape& conv, bool nonnegative) {
+                 const ConvShape& conv, bool nonnegative, bool bfloat16) {
+  const auto send = [=](const Transposed& s) {
+    return nonnegative ? gate(x, s.to_positive, std::nullopt, Gate::kProduct)
+                       : gate(x, s.to_positive, s.to_negative, Gate::kBySign);
+  };
+  const auto divide = [=](const Tensor& relevance, const OptionalTensor& psi) {
+    return quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kChannels,
+                    conv.format);
+  };
+  const bool rounds = bfloat16 && has_split_conv(x, weight, conv, /*bfloat16=*/true);
+  if (rounds || has_split_conv(x, weight, conv)) {
+    return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
+      const Parts s = divide(relevance, psi);
+      total = s.total;
+      return send(split_conv_backward(s.packed, weight, x, conv, nonnegative, rounds));
+    };
+  }
   const Transpose to_positive = transpose_of(x, weight, m.first, conv, true);
   const Transpose to_negative =
       nonnegative ? Transpose() : transpose_of(x, weight, m.first, conv, false);
   return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
-    const Parts s = quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kChannels,
-                             conv.format);
+    const Parts s = divide(relevance, psi);
     total = s.total;
-    const Tensor up = to_positive(s.packed);
-    if (nonnegative) return gate(x, up, std::nullopt, Gate::kProduct);
-    return gate(x, up, to_negative(s.packed), Gate::kBySign);
+    return send({to_positive(s.packed), nonnegative ? Tensor() : to_negative(s.packed)});
   };
 }
 
@@ -146,7 +167,7 @@ Step grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, cons
 
 // What does not depend on the relevance is computed here, once for all targets.
 Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Outputs& outputs,
-             const ConvShape& conv, bool nonnegative) {
+             const ConvShape& conv, bool nonnegative, bool bfloat16) {
   if (is_unsplit(outputs.rule)) {
     const LinearOperator map{
         [=](const Tensor& in, const Tensor& part) { return convolve(in, part, conv); },
@@ -155,13 +176,13 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
   }
   if (use_absolute_form(w, conv)) {
     return packed_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
-                       nonnegative);
+                       nonnegative, bfloat16);
   }
   const Tensor plus = at::empty_like(w);
   const Tensor minus = at::empty_like(w);
   split_weight(w, plus, minus);
   const Messages m = split_messages(x, plus, minus, conv, nonnegative);
-  return conv.groups == 1 ? packed_step(x, w, m, outputs, conv, nonnegative)
+  return conv.groups == 1 ? packed_step(x, w, m, outputs, conv, nonnegative, bfloat16)
                           : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 
@@ -169,7 +190,8 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
                    const Tensor& relevance, OptionalTensor psi, OptionalTensor scale,
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
                    int64_t groups, std::string_view rule, bool nonnegative,
-                   const OptionalTensor& bias, at::ArrayRef<double> parameters) {
+                   const OptionalTensor& bias, at::ArrayRef<double> parameters,
+                   std::string_view precision) {
   const ConvShape conv =
       check_convolution(kOp, x, weight, relevance, stride, padding, dilation, groups);
   check_per_sample(kOp, "psi", psi, relevance);
@@ -181,6 +203,8 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
     check_shape(kOp, "z", *z, shape);
   }
   const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
+  TORCH_CHECK(precision == "fp32" || precision == "bf16", kOp,
+              ": precision must be 'fp32' or 'bf16', got '", precision, "'");
   const auto format = conv.format;
   if (x.numel() == 0 || relevance.numel() == 0) {
     auto shape = x.sizes().vec();
@@ -204,7 +228,12 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
                   {relevance.size(1), format == at::MemoryFormat::Contiguous ? positions : 1}};
   if (bias && !parsed.shifts()) outputs.bias = own(*bias, at::MemoryFormat::Contiguous);
 
-  const Step step = prepare(in, own(weight, format), known, outputs, conv, nonnegative);
+  // Kernels of our own read the weight as it lies.
+  const bool as_it_is = !is_unsplit(parsed) && use_absolute_form(weight, conv) &&
+                        weight.scalar_type() == in.scalar_type() &&
+                        has_split_conv(in, weight, conv);
+  const Step step = prepare(in, as_it_is ? weight : own(weight, format), known, outputs, conv,
+                            nonnegative, precision == "bf16");
   return for_target_chunks(
       own(relevance, format), psi, scale, x.size(0), format,
       [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit) {

@@ -36,6 +36,8 @@ from rapkernels.walker import Bounds, Walk
 Maps = Tensor | dict[str, Tensor] | tuple[Any, ...]
 Attention = Literal["constant", "attnlrp"]
 ATTENTION = ("constant", "attnlrp")
+Precision = Literal["fp32", "bf16"]
+PRECISIONS = ("fp32", "bf16")
 
 
 class Explainer(ABC):
@@ -72,13 +74,18 @@ class Explainer(ABC):
             too much its targets, are done in parts, with the same results up to rounding. What a
             part takes is estimated before it is run (:mod:`rapkernels.memory`), without the export.
             Where it cannot be, samples are done one at a time, with a warning.
+        precision: "bf16" rounds relevance and weights to bfloat16 on the way back through
+            convolutions, with float32 sums, where the processor has instructions for that: about
+            twice as fast there, with errors of about 1e-3 of a map's largest entry. Else, and
+            where a layer has no such kernel, float32 stays as it is.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, ``rules`` no dict of rules, ``output`` none of
             the above, or ``max_memory`` no size.
-        ArgumentError: ``backend``, ``attention``, the name of a rule or a unit of ``max_memory`` is
-            not known. A key of ``rules`` or an ``output`` that names nothing, and a limit that is
-            too low for one sample, are found at the first call, which says what there is.
+        ArgumentError: ``backend``, ``attention``, ``precision``, the name of a rule or a unit of
+            ``max_memory`` is not known. A key of ``rules`` or an ``output`` that names nothing, and
+            a limit that is too low for one sample, are found at the first call, which says what
+            there is.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -94,15 +101,18 @@ class Explainer(ABC):
         attention: Attention = "constant",
         output: Output = None,
         max_memory: int | str | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         checks.check_model(model)
         check_backend(backend)
         checks.check_choice("attention", attention, ATTENTION)
+        checks.check_choice("precision", precision, PRECISIONS)
         self.model = model
         self.backend = backend
         self.rules = read_choices(rules)
         self.strict = bool(strict)
         self.attention = attention
+        self.precision = precision
         self._output = read_output(output)
         self.output = output
         self.max_memory = memory.read_limit(max_memory)
@@ -118,6 +128,8 @@ class Explainer(ABC):
             parts.append("strict=False")
         if self.max_memory is not None:
             parts.append(f"max_memory={self.max_memory}")
+        if self.precision != "fp32":
+            parts.append(f"precision={self.precision!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     # What a method is.
@@ -292,7 +304,11 @@ class Explainer(ABC):
     def _configured(self) -> Method:
         """The method with what the caller chose."""
         return replace(
-            self._method(), chosen=self.rules, strict=self.strict, attention=self.attention
+            self._method(),
+            chosen=self.rules,
+            strict=self.strict,
+            attention=self.attention,
+            precision=self.precision,
         )
 
     def _walk(self, program: Program, inputs: Inputs, recorder: Recorder | None = None) -> Walk:

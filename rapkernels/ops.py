@@ -96,6 +96,7 @@ def relprop_conv(
     nonnegative: bool = False,
     bias: Tensor | None = None,
     parameters: Sequence[float] = (),
+    precision: str = "fp32",
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_conv`."""
     dims = weight.dim() - 2
@@ -114,6 +115,7 @@ def relprop_conv(
         nonnegative,
         bias,
         parameters,
+        precision,
     )
     return result
 

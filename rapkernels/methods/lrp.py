@@ -9,7 +9,7 @@ from rapkernels import checks
 from rapkernels.backends import Backend
 from rapkernels.composites import COMPOSITES, Composite
 from rapkernels.errors import ArgumentTypeError
-from rapkernels.explainer import Attention
+from rapkernels.explainer import Attention, Precision
 from rapkernels.methods.output import OutputExplainer
 from rapkernels.outputs import Output
 from rapkernels.rules.base import Method, Sharing
@@ -38,12 +38,13 @@ class LRP(OutputExplainer):
         attention: "constant" or "attnlrp", likewise.
         output: which tensor of what the model returns is explained, likewise.
         max_memory: how much memory a call may take, likewise.
+        precision: "fp32" or "bf16", likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``composite`` neither a name nor a
             Composite.
-        ArgumentError: ``composite``, ``backend`` or ``attention`` is not known. A key of the
-            composite's ``nodes`` that names no layer is found at the first call.
+        ArgumentError: ``composite``, ``backend``, ``attention`` or ``precision`` is not known. A
+            key of the composite's ``nodes`` that names no layer is found at the first call.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -59,8 +60,9 @@ class LRP(OutputExplainer):
         attention: Attention = "constant",
         output: Output = None,
         max_memory: int | str | None = None,
+        precision: Precision = "fp32",
     ) -> None:
-        super().__init__(model, backend, rules, strict, attention, output, max_memory)
+        super().__init__(model, backend, rules, strict, attention, output, max_memory, precision)
         if isinstance(composite, str):
             checks.check_choice("composite", composite, COMPOSITES)
             composite = COMPOSITES[composite]()

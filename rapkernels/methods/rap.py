@@ -10,7 +10,7 @@ from typing_extensions import override
 from rapkernels import checks
 from rapkernels.backends import Backend
 from rapkernels.errors import ArgumentError
-from rapkernels.explainer import Attention
+from rapkernels.explainer import Attention, Precision
 from rapkernels.findings import Findings
 from rapkernels.inputs import Inputs
 from rapkernels.methods.output import OutputExplainer
@@ -44,11 +44,12 @@ class RAP(OutputExplainer):
         attention: "constant" or "attnlrp", likewise.
         output: which tensor of what the model returns is explained, likewise.
         max_memory: how much memory a call may take, likewise.
+        precision: "fp32" or "bf16", likewise.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, or ``bounds`` is not a pair of numbers or
             tensors.
-        ArgumentError: ``variant``, ``backend`` or ``attention`` is not known.
+        ArgumentError: ``variant``, ``backend``, ``attention`` or ``precision`` is not known.
         BackendError: the native backend is asked for and not built.
     """
 
@@ -65,11 +66,12 @@ class RAP(OutputExplainer):
         attention: Attention = "constant",
         output: Output = None,
         max_memory: int | str | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         checks.check_model(model)
         checks.check_choice("variant", variant, VARIANTS)
         checks.check_bounds_form(bounds)
-        super().__init__(model, backend, rules, strict, attention, output, max_memory)
+        super().__init__(model, backend, rules, strict, attention, output, max_memory, precision)
         self.variant = variant
         self.bounds = bounds
 

@@ -112,9 +112,9 @@ def check_list(op: str, name: str, values: Sequence[int], length: int, least: in
     )
 
 
-def check_choice(op: str, rule: str, choices: tuple[str, ...]) -> None:
+def check_choice(op: str, given: str, choices: tuple[str, ...], name: str = "rule") -> None:
     *most, last = (f"'{choice}'" for choice in choices)
-    require(rule in choices, f"{op}: rule must be {', '.join(most)} or {last}, got '{rule}'")
+    require(given in choices, f"{op}: {name} must be {', '.join(most)} or {last}, got '{given}'")
 
 
 def check_targets(

@@ -19,6 +19,7 @@ from rapkernels.reference._checks import (
 )
 from rapkernels.reference._convolution import ConvMap, LinearMap, conv_map
 from rapkernels.reference._scalar_rules import (
+    PRECISIONS,
     SHIFTED,
     check_rule,
     not_handed_on,
@@ -158,6 +159,7 @@ def relprop_conv(
     nonnegative: bool = False,  # noqa: ARG001
     bias: Tensor | None = None,
     parameters: Sequence[float] = (),
+    precision: str = "fp32",
 ) -> Relprop:
     """Propagate relevance through a 1-d, 2-d or 3-d convolution: RAP (Eqs. 7-9) or an LRP rule.
 
@@ -181,6 +183,10 @@ def relprop_conv(
         nonnegative: the caller's promise that no entry of ``x`` is negative, which saves work.
         bias: ``(O,)``, in the dtype of ``x``, or None for 0.
         parameters: those of the rule, finite and at least 0.
+        precision: "bf16" lets the native kernels round S+, S- and the weight to bfloat16, with
+            float32 sums, on the way back of a float32 layer, where they have that: on a processor
+            with AVX512-BF16, for 2-d convolutions without groups of 16 channels and more. Here it
+            changes nothing.
 
     Returns:
         ``(values, psi, scale, absorbed)``: values ``(T N, C, *size)``, the rest ``(T N,)`` float64;
@@ -196,6 +202,7 @@ def relprop_conv(
         check_like(op, "z", z, "x", x)
         check_shape(op, "z", z, [x.shape[0], *relevance.shape[1:]])
     check_rule(op, rule, parameters, bias, weight)
+    check_choice(op, precision, PRECISIONS, "precision")
     return _propagate(layer, x, weight, relevance, psi, scale, rule, bias, parameters)
 
 

@@ -18,6 +18,7 @@ from rapkernels.reference._state import carries_message, divide
 
 # Rules whose contributions are shifted uniformly to the total.
 SHIFTED = ("rap", "rap_conv")
+PRECISIONS = ("fp32", "bf16")
 
 # Every rule of a layer, with the names of its parameters.
 PARAMETERS: dict[str, tuple[str, ...]] = {

@@ -64,6 +64,7 @@ class Method:
         strict: whether operations without a rule are refused; else they are linearised.
         attention: "constant" where attention weights are constants, "attnlrp" where they carry
             relevance (see :mod:`rapkernels.rules.attnlrp`).
+        precision: "fp32", or "bf16" where convolutions may round on the way back.
         check: raises ArgumentError where the settings do not fit a graph; called with the graph,
             the family of each activation's rule, and the settings.
     """
@@ -77,6 +78,7 @@ class Method:
     chosen: tuple[tuple[str, type[Rule]], ...] = ()
     strict: bool = True
     attention: str = "constant"
+    precision: str = "fp32"
     check: Callable[[Graph, Mapping[str, str], Any], None] = _nothing_to_check
 
 

@@ -51,6 +51,7 @@ class Convolution(Rule):
         self._padding = arguments["padding"]
         self._outer = site.fusion.padding.get(site.node.name, (0,) * (2 * dimensions))
         self.nonnegative = site.inputs[0] in site.nonnegative
+        self.precision = site.method.precision
         self.batch_norm = site.fusion.batch_norm.get(site.node.name)
         self.fresh = (
             not self.keeps_z or self.batch_norm is not None or arguments["bias"] is not None

@@ -75,6 +75,7 @@ class LrpConvolution(Convolution):
                 self.nonnegative,
                 bias if rule.bias else None,
                 rule.parameters,
+                self.precision,
             )
         )
 

@@ -39,6 +39,7 @@ class RapConvolution(Convolution):
                 *self.geometry(weight),
                 self.name,
                 signed or self.nonnegative,
+                precision=self.precision,
             )
             return result
 

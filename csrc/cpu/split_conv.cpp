@@ -1,0 +1,579 @@
+// Split convolutions by AVX-512. The 16 lanes of a register are 16 positions that meet the same
+// weights: samples, and where those are few, segments of the image. A weight is then a scalar, and
+// its sign chooses the part that it is multiplied with: an address, which costs nothing. A sum is
+// added up in the same order whatever the lanes, the blocks and the threads are.
+#include "split_conv.h"
+
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+
+#include <ATen/Parallel.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/util/BFloat16.h>
+
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "split_conv_axes.h"
+#include "split_conv_lanes.h"
+
+namespace rapkernels::cpu {
+namespace {
+
+constexpr double kPackCycles = 7;            // of a register, where a product takes one
+constexpr int64_t kChannels = 16;            // of the source, packed at a time
+constexpr int64_t kSumsBytes = 256 * 1024;   // that stay in the second-level cache
+constexpr int64_t kPlanesBytes = 24 * 1024;  // that stay in the first-level cache
+
+// Lanes: `samples` samples by `rows` by `columns` segments of the positions of one phase.
+struct Lanes {
+  int64_t samples;
+  int64_t rows;
+  int64_t columns;
+  int64_t height;  // of a segment, in whole tiles
+  int64_t width;
+  Tile tile;
+};
+
+// The lanes and the tile that multiply the least with nothing.
+Lanes choose_lanes(int64_t samples, int64_t height, int64_t width) {
+  Lanes best{};
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t n = 1; n <= kLanes; n *= 2) {
+    for (int64_t rows = 1; n * rows <= kLanes; rows *= 2) {
+      const int64_t columns = kLanes / n / rows;
+      for (const Tile& tile : kTiles) {
+        const int64_t high = divide_up(divide_up(height, rows), tile.rows) * tile.rows;
+        const int64_t wide = divide_up(divide_up(width, columns), tile.columns) * tile.columns;
+        const auto size = static_cast<double>(tile.size());
+        // A broadcast for each `size` products.
+        const double work =
+            static_cast<double>(divide_up(samples, n) * high * wide) * (size + 0.5) / size;
+        if (work < least) {
+          least = work;
+          best = {n, rows, columns, high, wide, tile};
+        }
+      }
+    }
+  }
+  return best;
+}
+
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t bytes) : data_(c10::GetCPUAllocator()->allocate(bytes)) {}
+
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_.get());
+  }
+
+ private:
+  c10::DataPtr data_;
+};
+
+// ---- a pass ------------------------------------------------------------------------------------
+
+enum class Source {
+  kPositive,  // one part, which meets w+ alone
+  kParts,     // two parts, chosen by the sign of w
+  kRounded,   // those in bfloat16
+};
+
+struct Pass {
+  Source source;
+  std::array<Axis, 2> axes;
+  int64_t channels;  // of one part of the source
+  int64_t results;   // channels
+  const float* weight;
+  std::array<int64_t, 4> strides;  // of the weight: channel, result, row, column
+  const float* in;
+  const float* z;  // where the results are twice the sums less z
+  int64_t samples;
+  std::array<float*, 2> out;  // the second may be null
+
+  int64_t parts() const { return source == Source::kPositive ? 1 : 2; }
+  int64_t lists() const { return out[1] == nullptr ? 1 : 2; }
+};
+
+// The results of one phase of both axes.
+class Phase {
+ public:
+  Phase(const Pass& pass, int64_t row, int64_t column)
+      : pass_(pass),
+        phases_{row, column},
+        row_taps_(pass.axes[0].taps[row]),
+        column_taps_(pass.axes[1].taps[column]),
+        shifts_{shifts_of(row_taps_), shifts_of(column_taps_)},
+        taps_(static_cast<int64_t>(row_taps_.size() * column_taps_.size())),
+        lanes_(choose_lanes(pass.samples, pass.axes[0].positions(row),
+                            pass.axes[1].positions(column))) {
+    per_word_ = pass.source == Source::kRounded ? 2 : 1;
+    planes_ = pass.parts() * pass.axes[0].source_step * pass.axes[1].source_step;
+    if (pass.source == Source::kRounded) planes_ *= 2;
+    choose_items();
+    find_offsets();
+    if (pass.source == Source::kPositive) {
+      list_weights();
+    } else {
+      pack_weights();
+    }
+  }
+
+  void run() const {
+    at::parallel_for(0, groups_ * bands_ * strips_ * blocks_, 1, [&](int64_t begin, int64_t end) {
+      const Buffer planes(kChannels / per_word_ * unit_);
+      const Buffer sums(at_once_ * pass_.lists() * tiles_ * lanes_.tile.size() * kLine);
+      std::vector<const float*> pixels(source_phases() * rows_ * columns_ * kLanes);
+      for (int64_t i = begin; i < end; ++i) {
+        // Neighbours share what they pack: blocks of results vary fastest.
+        const Item item{i / (blocks_ * strips_ * bands_),
+                        i / (blocks_ * strips_) % bands_ * tiles_ * lanes_.tile.rows,
+                        i / blocks_ % strips_ * lanes_.tile.columns, i % blocks_ * at_once_};
+        run(item, planes.as<char>(), sums.as<float>(), pixels);
+      }
+    });
+  }
+
+ private:
+  // A group of samples, the first row and column in each segment, the first channel of the results.
+  struct Item {
+    int64_t group;
+    int64_t top;
+    int64_t left;
+    int64_t begin;
+  };
+
+  int64_t source_phases() const { return pass_.axes[0].source_step * pass_.axes[1].source_step; }
+
+  // The items that cost the least, of those whose sums fit the cache.
+  void choose_items() {
+    const Tile& tile = lanes_.tile;
+    const int64_t wholes = divide_up(pass_.results, kChannels);
+    const int64_t high = lanes_.height / tile.rows;
+    const int64_t threads = at::get_num_threads();
+    groups_ = divide_up(pass_.samples, lanes_.samples);
+    strips_ = lanes_.width / tile.columns;
+    columns_ = tile.columns + shifts_[1].length();
+    double least = std::numeric_limits<double>::infinity();
+    for (int64_t blocks = 1; blocks <= wholes; ++blocks) {
+      const int64_t at_once = divide_up(wholes, blocks) * kChannels;
+      const int64_t fitting = kSumsBytes / (at_once * pass_.lists() * tile.size() * kLine);
+      if (fitting == 0 && blocks < wholes) continue;
+      for (int64_t bands = divide_up(high, std::clamp<int64_t>(fitting, 1, high)); bands <= high;
+           ++bands) {
+        const int64_t tiles = divide_up(high, bands);
+        const int64_t items =
+            groups_ * strips_ * divide_up(high, tiles) * divide_up(wholes * kChannels, at_once);
+        const int64_t packed = (tiles * tile.rows + shifts_[0].length()) * columns_ * planes_;
+        const double item = kPackCycles * static_cast<double>(packed) +
+                            static_cast<double>(at_once * tiles * tile.size() * taps_);
+        const double cost = item * static_cast<double>(divide_up(items, threads));
+        if (cost >= least) continue;
+        least = cost;
+        at_once_ = at_once;
+        tiles_ = tiles;
+        bands_ = divide_up(high, tiles);
+        blocks_ = divide_up(wholes * kChannels, at_once);
+      }
+    }
+    rows_ = tiles_ * tile.rows + shifts_[0].length();
+    // Planes an even number of lines apart would meet in few sets of the cache.
+    plane_ = ((rows_ * columns_) | 1) * kLine;
+    unit_ = planes_ * plane_;
+    const int64_t read = planes_ * (tile.rows + shifts_[0].length()) * columns_ * kLine;
+    const int64_t units = kChannels / per_word_;
+    block_ = divide_up(units, divide_up(units, std::clamp<int64_t>(kPlanesBytes / read, 1, units)));
+  }
+
+  void find_offsets() {
+    for (int64_t unit = 0; unit < kChannels / per_word_; ++unit) {
+      for (const Tap& row : row_taps_) {
+        for (const Tap& column : column_taps_) {
+          const int64_t phase = row.phase * pass_.axes[1].source_step + column.phase;
+          const int64_t line =
+              (row.shift - shifts_[0].low) * columns_ + column.shift - shifts_[1].low;
+          offsets_.push_back(static_cast<int32_t>(unit * unit_ + phase * plane_ + line * kLine));
+        }
+      }
+    }
+  }
+
+  // The weights of a result and 16 channels, in the order of offsets_.
+  void gather_weights(int64_t channel, int64_t result, std::vector<float>& weights) const {
+    const auto& strides = pass_.strides;
+    const int64_t channels = std::min(kChannels, pass_.channels - channel);
+    const float* in = pass_.weight + result * strides[1] + channel * strides[0];
+    std::fill(weights.begin(), weights.end(), 0.0f);
+    float* out = weights.data();
+    for (int64_t c = 0; c < channels; ++c, in += strides[0]) {
+      for (const Tap& row : row_taps_) {
+        for (const Tap& column : column_taps_) {
+          *out++ = in[row.index * strides[2] + column.index * strides[3]];
+        }
+      }
+    }
+  }
+
+  // words_[block of channels][result][unit][tap]
+  void pack_weights() {
+    const int64_t size = words_of_result();
+    const int64_t results = divide_up(pass_.results, kChannels);
+    const int64_t channels = divide_up(pass_.channels, kChannels);
+    words_ = Buffer(channels * pass_.results * size * static_cast<int64_t>(sizeof(int32_t)));
+    at::parallel_for(0, channels * results, 4, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t result = i % results * kChannels;
+        int32_t* out = words_.as<int32_t>() + (i / results * pass_.results + result) * size;
+        int64_t tap = 0;
+        for (const Tap& row : row_taps_) {
+          for (const Tap& column : column_taps_) {
+            const float* in = pass_.weight + i / results * kChannels * pass_.strides[0] +
+                              result * pass_.strides[1] + row.index * pass_.strides[2] +
+                              column.index * pass_.strides[3];
+            pack_tap(in, std::min(kChannels, pass_.channels - i / results * kChannels),
+                     std::min(kChannels, pass_.results - result), out + tap++);
+          }
+        }
+      }
+    });
+  }
+
+  // 16 channels by 16 results at one position of the kernel.
+  void pack_tap(const float* in, int64_t channels, int64_t results, int32_t* out) const {
+    alignas(kLine) float w[kChannels][kLanes] = {};
+    const auto& strides = pass_.strides;
+    for (int64_t c = 0; c < channels; ++c) {
+      if (strides[1] == 1) {
+        _mm512_store_ps(w[c], _mm512_maskz_loadu_ps(first(results), in + c * strides[0]));
+      } else {
+        for (int64_t o = 0; o < results; ++o) w[c][o] = in[c * strides[0] + o * strides[1]];
+      }
+    }
+    // Channels beyond the last one are never read, but as the second of a pair.
+    for (int64_t unit = 0; unit < divide_up(channels, per_word_); ++unit) {
+      alignas(kLine) int32_t words[kLanes];
+      const __m512 low = _mm512_load_ps(w[unit * per_word_]);
+      _mm512_store_si512(words,
+                         per_word_ == 1
+                             ? _mm512_castps_si512(low)
+                             : interleaved(rounded(low), rounded(_mm512_load_ps(w[2 * unit + 1]))));
+      for (int64_t o = 0; o < results; ++o) out[o * words_of_result() + unit * taps_] = words[o];
+    }
+  }
+
+  int64_t words_of_result() const { return kChannels / per_word_ * taps_; }
+
+  // words_ and listed_, their offsets: the positive weights of [block of channels][result], which
+  // begin at starts_, `block_` channels after each other.
+  void list_weights() {
+    const int64_t lists = divide_up(pass_.channels, kChannels) * pass_.results;
+    const int64_t blocks = divide_up(kChannels, block_);
+    starts_.assign(lists * blocks + 1, 0);
+    const auto each_block = [&](const auto& body) {
+      at::parallel_for(0, lists, 64, [&](int64_t begin, int64_t end) {
+        std::vector<float> weights(kChannels * taps_);
+        for (int64_t i = begin; i < end; ++i) {
+          gather_weights(i / pass_.results * kChannels, i % pass_.results, weights);
+          for (int64_t block = 0; block < blocks; ++block) {
+            const int64_t at = block * block_ * taps_;
+            const int64_t size = std::min(block_ * taps_, kChannels * taps_ - at);
+            body(i * blocks + block, weights.data() + at, offsets_.data() + at, size);
+          }
+        }
+      });
+    };
+    each_block([&](int64_t i, const float* weights, const int32_t* offsets, int64_t size) {
+      starts_[i + 1] = list_positive(weights, offsets, size, nullptr, nullptr);
+    });
+    std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
+    words_ = Buffer(starts_.back() * static_cast<int64_t>(sizeof(int32_t)));
+    listed_ = Buffer(starts_.back() * static_cast<int64_t>(sizeof(int32_t)));
+    each_block([&](int64_t i, const float* weights, const int32_t* offsets, int64_t size) {
+      list_positive(weights, offsets, size, words_.as<int32_t>() + starts_[i],
+                    listed_.as<int32_t>() + starts_[i]);
+    });
+  }
+
+  void run(const Item& item, char* planes, float* sums, std::vector<const float*>& pixels) const {
+    const int64_t tiles = std::min(tiles_, (lanes_.height - item.top) / lanes_.tile.rows);
+    const int64_t results = std::min(at_once_, pass_.results - item.begin);
+    find_pixels(item, pixels);
+    std::memset(sums, 0, results * stride_of_sums() * sizeof(float));
+    for (int64_t c = 0; c < pass_.channels; c += kChannels) {
+      if (pass_.source == Source::kRounded) {
+        pack_rounded(pixels, c, planes);
+      } else {
+        pack(pixels, c, planes);
+      }
+      const int64_t units = divide_up(std::min(kChannels, pass_.channels - c), per_word_);
+      const int64_t first = c / kChannels * pass_.results + item.begin;
+      for (int64_t from = 0; from < units; from += block_) {
+        for (int64_t t = 0; t < tiles; ++t) {
+          const char* base = planes + t * lanes_.tile.rows * columns_ * kLine;
+          float* out = sums + t * lanes_.tile.size() * kLanes;
+          if (pass_.source == Source::kPositive) {
+            add_listed(first, results, from / block_, base, out);
+          } else {
+            add(first, results, from, std::min(block_, units - from), base, out);
+          }
+        }
+      }
+    }
+    for (int64_t list = 0; list < pass_.lists(); ++list) unpack(item, tiles, results, list, sums);
+  }
+
+  // From the sums of one channel of the results to those of the next.
+  int64_t stride_of_sums() const { return pass_.lists() * tiles_ * lanes_.tile.size() * kLanes; }
+
+  void add(int64_t first, int64_t results, int64_t from, int64_t units, const char* base,
+           float* out) const {
+    const auto run = per_word_ == 2 ? lanes_.tile.pair : lanes_.tile.single;
+    const int64_t row = columns_ * kLine;
+    const int64_t last = (pass_.source == Source::kRounded ? 3 : 1) * plane_;
+    for (int64_t o = 0; o < results; ++o, out += stride_of_sums()) {
+      const int32_t* w = words_.as<int32_t>() + (first + o) * words_of_result() + from * taps_;
+      const int32_t* offsets = offsets_.data() + from * taps_;
+      run(w, offsets, units * taps_, base, row, plane_, out);
+      if (pass_.lists() == 2) {
+        run(w, offsets, units * taps_, base + last, row, -plane_,
+            out + tiles_ * lanes_.tile.size() * kLanes);
+      }
+    }
+  }
+
+  void add_listed(int64_t first, int64_t results, int64_t block, const char* base,
+                  float* out) const {
+    const int64_t blocks = divide_up(kChannels, block_);
+    for (int64_t o = 0; o < results; ++o, out += stride_of_sums()) {
+      const int64_t* start = starts_.data() + (first + o) * blocks + block;
+      lanes_.tile.single(words_.as<int32_t>() + *start, listed_.as<int32_t>() + *start,
+                         start[1] - *start, base, columns_ * kLine, 0, out);
+    }
+  }
+
+  // Where the lanes of each position of the planes are in the source, null outside of it.
+  void find_pixels(const Item& item, std::vector<const float*>& pixels) const {
+    const Axis& rows = pass_.axes[0];
+    const Axis& columns = pass_.axes[1];
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const int64_t sample = item.group * lanes_.samples + lane / (lanes_.rows * lanes_.columns);
+      const int64_t top =
+          lane / lanes_.columns % lanes_.rows * lanes_.height + item.top + shifts_[0].low;
+      const int64_t left = lane % lanes_.columns * lanes_.width + item.left + shifts_[1].low;
+      int64_t at = lane;
+      for (int64_t phase = 0; phase < source_phases(); ++phase) {
+        const int64_t y0 = top * rows.source_step + phase / columns.source_step;
+        const int64_t x0 = left * columns.source_step + phase % columns.source_step;
+        for (int64_t j = 0; j < rows_; ++j) {
+          const int64_t y = y0 + j * rows.source_step;
+          const bool inside = sample < pass_.samples && y >= 0 && y < rows.sources;
+          for (int64_t i = 0; i < columns_; ++i, at += kLanes) {
+            const int64_t x = x0 + i * columns.source_step;
+            const int64_t pixel = (sample * rows.sources + y) * columns.sources + x;
+            pixels[at] = inside && x >= 0 && x < columns.sources
+                             ? pass_.in + pixel * pass_.parts() * pass_.channels
+                             : nullptr;
+          }
+        }
+      }
+    }
+  }
+
+  // 16 channels of a position, one after the other, each in 16 lanes.
+  static void load(const float* const* pixels, int64_t offset, __mmask16 mask, __m512 (&v)[16]) {
+#pragma GCC unroll 16
+    for (int l = 0; l < 16; ++l) {
+      v[l] = pixels[l] ? _mm512_maskz_loadu_ps(mask, pixels[l] + offset) : _mm512_setzero_ps();
+    }
+    transpose(v);
+  }
+
+  // planes[channel][part][phase][position]; the second part is negated, as the weights it meets.
+  void pack(const std::vector<const float*>& pixels, int64_t begin, char* planes) const {
+    const __mmask16 mask = first(pass_.channels - begin);
+    for (int64_t part = 0; part < pass_.parts(); ++part) {
+      for (int64_t phase = 0; phase < source_phases(); ++phase) {
+        const float* const* of_phase = pixels.data() + phase * rows_ * columns_ * kLanes;
+        char* out = planes + (part * source_phases() + phase) * plane_;
+        for (int64_t p = 0; p < rows_ * columns_; ++p, out += kLine) {
+          __m512 v[16];
+          load(of_phase + p * kLanes, part * pass_.channels + begin, mask, v);
+#pragma GCC unroll 16
+          for (int c = 0; c < 16; ++c) {
+            _mm512_store_ps(out + c * unit_, part == 0 ? v[c] : negated(v[c]));
+          }
+        }
+      }
+    }
+  }
+
+  // planes[pair of channels][part of the second][part of the first][position]
+  void pack_rounded(const std::vector<const float*>& pixels, int64_t begin, char* planes) const {
+    const __mmask16 mask = first(pass_.channels - begin);
+    for (int64_t p = 0; p < rows_ * columns_; ++p) {
+      __m512 up[16];
+      __m512 down[16];
+      load(pixels.data() + p * kLanes, begin, mask, up);
+      load(pixels.data() + p * kLanes, pass_.channels + begin, mask, down);
+#pragma GCC unroll 8
+      for (int pair = 0; pair < 8; ++pair) {
+        const __m512i low[2] = {rounded(up[2 * pair]), rounded(negated(down[2 * pair]))};
+        const __m512i high[2] = {rounded(up[2 * pair + 1]), rounded(negated(down[2 * pair + 1]))};
+        char* out = planes + pair * unit_ + p * kLine;
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+          _mm512_store_si512(out + k * plane_, interleaved(low[k % 2], high[k / 2]));
+        }
+      }
+    }
+  }
+
+  void unpack(const Item& item, int64_t tiles, int64_t results, int64_t list,
+              const float* sums) const {
+    const Axis& rows = pass_.axes[0];
+    const Axis& columns = pass_.axes[1];
+    const Tile& tile = lanes_.tile;
+    sums += list * tiles_ * tile.size() * kLanes;
+    for (int64_t p = 0; p < tiles * tile.size(); ++p, sums += kLanes) {
+      const int64_t top = item.top + p / tile.columns;
+      const int64_t left = item.left + p % tile.columns;
+      int64_t pixels[kLanes];
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const int64_t sample = item.group * lanes_.samples + lane / (lanes_.rows * lanes_.columns);
+        const int64_t segment = lane / lanes_.columns % lanes_.rows;
+        const int64_t y = (segment * lanes_.height + top) * rows.result_step + phases_[0];
+        const int64_t x =
+            (lane % lanes_.columns * lanes_.width + left) * columns.result_step + phases_[1];
+        const bool inside = sample < pass_.samples && y < rows.results && x < columns.results;
+        const int64_t pixel = (sample * rows.results + y) * columns.results + x;
+        pixels[lane] = inside ? pixel * pass_.results + item.begin : -1;
+      }
+      for (int64_t o = 0; o < results; o += kChannels) {
+        __m512 v[16];
+#pragma GCC unroll 16
+        for (int c = 0; c < 16; ++c) {
+          v[c] = _mm512_load_ps(sums + std::min(o + c, results - 1) * stride_of_sums());
+        }
+        transpose(v);
+        const __mmask16 mask = first(results - o);
+#pragma GCC unroll 16
+        for (int l = 0; l < 16; ++l) {
+          if (pixels[l] >= 0) store(pixels[l] + o, mask, list, v[l]);
+        }
+      }
+    }
+  }
+
+  void store(int64_t at, __mmask16 mask, int64_t list, __m512 v) const {
+    if (pass_.z != nullptr) {
+      v = _mm512_sub_ps(_mm512_add_ps(v, v), _mm512_maskz_loadu_ps(mask, pass_.z + at));
+    }
+    _mm512_mask_storeu_ps(pass_.out[list] + at, mask, list == 0 ? v : negated(v));
+  }
+
+  const Pass& pass_;
+  std::array<int64_t, 2> phases_;
+  const std::vector<Tap>& row_taps_;
+  const std::vector<Tap>& column_taps_;
+  std::array<Range, 2> shifts_;
+  int64_t taps_;
+  Lanes lanes_;
+  int64_t per_word_;  // weights; as many channels are a unit of the source
+  int64_t planes_;    // of a unit
+  int64_t groups_;    // of samples
+  int64_t bands_;     // of rows of a segment
+  int64_t strips_;    // of columns of a segment
+  int64_t blocks_;    // of channels of the results
+  int64_t at_once_;   // channels of a block
+  int64_t tiles_;     // of an item, one below the other
+  int64_t rows_;      // of a plane
+  int64_t columns_;
+  int64_t plane_;  // bytes
+  int64_t unit_;   // bytes
+  int64_t block_;  // units whose planes fit the first-level cache
+  std::vector<int32_t> offsets_;
+  Buffer words_;
+  Buffer listed_;
+  std::vector<int64_t> starts_;
+};
+
+void run(const Pass& pass) {
+  const auto& axes = pass.axes;
+  bool is_complete = true;
+  for (int64_t y = 0; y < axes[0].phases(); ++y) {
+    for (int64_t x = 0; x < axes[1].phases(); ++x) {
+      is_complete = is_complete && !axes[0].taps[y].empty() && !axes[1].taps[x].empty();
+    }
+  }
+  if (!is_complete) {
+    // Nothing reaches the positions of a phase without taps.
+    const int64_t size = pass.samples * axes[0].results * axes[1].results * pass.results;
+    for (float* out : pass.out) {
+      if (out != nullptr) std::fill_n(out, size, 0.0f);
+    }
+  }
+  for (int64_t y = 0; y < axes[0].phases(); ++y) {
+    for (int64_t x = 0; x < axes[1].phases(); ++x) {
+      if (!axes[0].taps[y].empty() && !axes[1].taps[x].empty()) Phase(pass, y, x).run();
+    }
+  }
+}
+
+}  // namespace
+
+#pragma GCC diagnostic pop
+#pragma GCC pop_options
+
+bool runs_split_conv(const SplitConv& conv, bool bfloat16) {
+  static const bool has_avx512 =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+  static const bool has_bfloat16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
+  return (bfloat16 ? has_bfloat16 : has_avx512) && conv.inputs >= kChannels &&
+         conv.outputs >= kChannels;
+}
+
+void split_conv_forward(const SplitConv& conv, const float* x, const float* z, int64_t samples,
+                        float* a) {
+  const auto& w = conv.strides;
+  run({Source::kPositive,
+       {forward_axis(conv.axes[0]), forward_axis(conv.axes[1])},
+       conv.inputs,
+       conv.outputs,
+       conv.weight,
+       {w[1], w[0], w[2], w[3]},
+       x,
+       z,
+       samples,
+       {a, nullptr}});
+}
+
+void split_conv_backward(const SplitConv& conv, const float* s, int64_t samples, bool bfloat16,
+                         float* to_positive, float* to_negative) {
+  run({bfloat16 ? Source::kRounded : Source::kParts,
+       {backward_axis(conv.axes[0]), backward_axis(conv.axes[1])},
+       conv.outputs,
+       conv.inputs,
+       conv.weight,
+       conv.strides,
+       s,
+       nullptr,
+       samples,
+       {to_positive, to_negative}});
+}
+
+}  // namespace rapkernels::cpu
+
+#else
+
+namespace rapkernels::cpu {
+
+bool runs_split_conv(const SplitConv&, bool) { return false; }
+void split_conv_forward(const SplitConv&, const float*, const float*, int64_t, float*) {}
+void split_conv_backward(const SplitConv&, const float*, int64_t, bool, float*, float*) {}
+
+}  // namespace rapkernels::cpu
+
+#endif

@@ -1,0 +1,73 @@
+#include "split_conv.h"
+
+#include <ATen/ops/empty_like.h>
+
+#include "device.h"
+#include "targets.h"
+#if !defined(RAPKERNELS_EMULATED)
+#include "cpu/split_conv.h"
+#endif
+
+namespace rapkernels {
+
+#if defined(RAPKERNELS_EMULATED)
+
+bool has_split_conv(const Tensor&, const Tensor&, const ConvShape&, bool) { return false; }
+
+Tensor split_conv_forward(const Tensor&, const Tensor&, const Tensor&, const ConvShape&) {
+  return {};
+}
+
+Transposed split_conv_backward(const Tensor&, const Tensor&, const Tensor&, const ConvShape&, bool,
+                               bool) {
+  return {};
+}
+
+#else
+
+namespace {
+
+cpu::SplitConv describe(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
+  const auto axis = [&](int64_t d) {
+    const int64_t size = x.size(d + 2);
+    const int64_t kernel = weight.size(d + 2);
+    const int64_t reach = conv.dilation[d] * (kernel - 1) + 1;
+    const int64_t results = (size + 2 * conv.padding[d] - reach) / conv.stride[d] + 1;
+    return cpu::SplitAxis{size, results, kernel, conv.stride[d], conv.dilation[d], conv.padding[d]};
+  };
+  return {weight.size(1),
+          weight.size(0),
+          {axis(0), axis(1)},
+          weight.const_data_ptr<float>(),
+          {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)}};
+}
+
+}  // namespace
+
+bool has_split_conv(const Tensor& x, const Tensor& weight, const ConvShape& conv, bool bfloat16) {
+  return !runs_cuda_kernels(x) && x.scalar_type() == at::kFloat && x.dim() == 4 &&
+         conv.format == at::MemoryFormat::ChannelsLast && conv.groups == 1 &&
+         cpu::runs_split_conv(describe(x, weight, conv), bfloat16);
+}
+
+Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z,
+                          const ConvShape& conv) {
+  Tensor a = at::empty_like(z);
+  cpu::split_conv_forward(describe(x, weight, conv), x.const_data_ptr<float>(),
+                          z.const_data_ptr<float>(), x.size(0), a.mutable_data_ptr<float>());
+  return a;
+}
+
+Transposed split_conv_backward(const Tensor& packed, const Tensor& weight, const Tensor& x,
+                               const ConvShape& conv, bool nonnegative, bool bfloat16) {
+  const auto result = [&] { return empty_for_targets(x, packed, conv.format); };
+  const Transposed out{result(), nonnegative ? Tensor() : result()};
+  cpu::split_conv_backward(describe(x, weight, conv), packed.const_data_ptr<float>(),
+                           packed.size(0), bfloat16, out.to_positive.mutable_data_ptr<float>(),
+                           nonnegative ? nullptr : out.to_negative.mutable_data_ptr<float>());
+  return out;
+}
+
+#endif
+
+}  // namespace rapkernels

@@ -1,0 +1,24 @@
+// Split convolutions by kernels of our own, where there are any for a device, type and shape.
+#pragma once
+
+#include "convolution.h"
+
+namespace rapkernels {
+
+// Whether there are; `bfloat16` asks for those that round to it.
+bool has_split_conv(const Tensor& x, const Tensor& weight, const ConvShape& conv,
+                    bool bfloat16 = false);
+
+// A = |w| * x of x >= 0 whose z is known.
+Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z,
+                          const ConvShape& conv);
+
+// What S+ and S-, packed in channels, send to inputs of either sign.
+struct Transposed {
+  Tensor to_positive;
+  Tensor to_negative;  // undefined where x has none
+};
+Transposed split_conv_backward(const Tensor& packed, const Tensor& weight, const Tensor& x,
+                               const ConvShape& conv, bool nonnegative, bool bfloat16 = false);
+
+}  // namespace rapkernels

@@ -1,0 +1,185 @@
+"""Convolutions that multiply each weight once: whatever the lanes, the blocks and the threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rapkernels as rk
+from rapkernels import reference
+from rapkernels.errors import ArgumentError
+from rapkernels.testing import Sampler, assert_same_relevance
+from tests.explainers import explainer
+from tests.networks import drawn, seeded
+
+pytestmark = [pytest.mark.built_extension, pytest.mark.cpu_only]
+
+# (inputs, outputs), (height, width), kernel, stride, padding, dilation. Between them: segments of
+# images, tiles of every kind, channels that fill no register, phases that no position of the kernel
+# reaches, forwards with lists of weights (2048 positions and more).
+SHAPES = {
+    "3x3": ((16, 16), (24, 28), 3, 1, 1, 1),
+    "3x3, odd channels": ((19, 37), (13, 11), 3, 1, 1, 1),
+    "3x3, many positions": ((17, 18), (45, 46), 3, 1, 1, 1),
+    "3x3, strided": ((32, 16), (46, 45), 3, 2, 1, 1),
+    "1x1": ((40, 16), (33, 35), 1, 1, 0, 1),
+    "1x1, strided": ((16, 40), (70, 35), 1, 2, 0, 1),
+    "5x5, more padding than reach": ((16, 64), (6, 5), 5, 1, 3, 1),
+    "3x3, dilated, strided": ((16, 21), (31, 64), 3, 2, 2, 3),
+    "7x7, one position": ((16, 48), (7, 7), 7, 1, 0, 1),
+    "4x4, stride 5": ((18, 16), (23, 19), 4, 5, 0, 1),
+}
+
+# Rounding of float32 sums of up to a few hundred terms, after a quotient that cancels.
+TOLERANCE = 5e-6
+
+
+def arguments(name: str, signed: bool, batch: int, targets: int = 1) -> list[Any]:
+    (inputs, outputs), size, kernel, stride, padding, dilation = SHAPES[name]
+    sampler = Sampler(torch.float32, signed=signed, batch=batch)
+    x = sampler.activation(batch, inputs, *size)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = sampler.normal(outputs, inputs, kernel, kernel)
+    z = nn.functional.conv2d(x, weight, None, stride, padding, dilation)
+    relevance = sampler.relevance(targets * batch, *z.shape[1:])
+    psi = sampler.relevance(targets * batch).double() / 10
+    geometry = ([stride] * 2, [padding] * 4, [dilation] * 2, 1)
+    return [x, weight, z, relevance, psi, None, *geometry, "rap_conv", not signed]
+
+
+def doubled(given: list[Any]) -> list[Any]:
+    return [value.double() if isinstance(value, Tensor) else value for value in given]
+
+
+def row(given: list[Any], i: int) -> list[Any]:
+    """One sample of a batch with one target."""
+    at = (0, 2, 3, 4)
+    return [value[i : i + 1] if k in at else value for k, value in enumerate(given)]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_equals_the_reference(native: ModuleType, name: str, signed: bool, batch: int) -> None:
+    given = arguments(name, signed, batch, targets=2)
+    expected = reference.relprop_conv(*doubled(given))
+    assert_same_relevance("relprop_conv", native.relprop_conv(*given), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_zeros_stay_zeros(native: ModuleType, name: str) -> None:
+    """An input without a message is not active, so that no shift reaches it."""
+    given = arguments(name, False, 3)
+    given[0][:, ::3] = 0
+    given[0][1] = 0
+    given[2] = None
+    values = native.relprop_conv(*given)[0]
+    assert not values[given[0] == 0].any()
+    assert values[0].any()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_bits_depend_on_neither_threads_nor_batch(
+    native: ModuleType, name: str, signed: bool, threads: int
+) -> None:
+    given = arguments(name, signed, 17)
+    whole = native.relprop_conv(*given)
+    torch.set_num_threads(1 if threads > 1 else 2)
+    for again in (native.relprop_conv(*given), native.relprop_conv(*given)):
+        assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    # Lists of weights are made where there are many positions, which a single row may not have.
+    if given[2].numel() // given[2].shape[1] < 2048:
+        for i in (0, 16):
+            alone = native.relprop_conv(*row(given, i))
+            assert torch.equal(alone[0], whole[0][i : i + 1])
+
+
+def test_weights_in_any_layout(native: ModuleType) -> None:
+    for name in ("3x3, odd channels", "3x3, many positions"):
+        given = arguments(name, False, 2)
+        whole = native.relprop_conv(*given)
+        weight = given[1]
+        for other in (
+            weight.contiguous(memory_format=torch.channels_last),
+            weight.transpose(0, 1).contiguous().transpose(0, 1),
+            torch.cat([weight, weight], 3)[..., :3],
+        ):
+            assert other.stride() != weight.stride()
+            found = native.relprop_conv(*[other if v is weight else v for v in given])
+            assert all(torch.equal(a, b) for a, b in zip(whole, found, strict=True))
+
+
+# ---- bfloat16 -----------------------------------------------------------------------------------
+
+
+def rounds() -> bool:
+    """Whether the processor has what the kernels for bfloat16 need."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_bfloat16_rounds_two_factors_of_a_product(
+    native: ModuleType, name: str, signed: bool
+) -> None:
+    given = arguments(name, signed, 3, targets=2)
+    given[10] = "rap"
+    found = native.relprop_conv(*given, precision="bf16")
+    exact = doubled(given)
+    expected = reference.relprop_conv(*exact)
+    # The rule is linear: what a sum can lose is 2^-8 of each factor of each of its magnitudes. The
+    # absolute form cancels besides, in float32.
+    exact[3], exact[4] = reference.apply_shift(*exact[3:6]).abs(), None
+    magnitudes = reference.relprop_conv(*exact)[0].abs()
+    error = (found[0].double() - expected[0]).abs()
+    assert (error <= 2.0**-6.99 * magnitudes + 1e-5 * magnitudes.max()).all()
+    assert torch.equal(found[0], native.relprop_conv(*given)[0]) != rounds()
+
+
+def wide() -> nn.Module:
+    layers = [nn.Conv2d(3, 24, 3), nn.ReLU()]
+    for _ in range(3):
+        layers += [nn.Conv2d(24, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 5)).eval()
+
+
+@pytest.mark.filterwarnings("ignore::rapkernels.errors.NonPositiveTargetWarning")
+@pytest.mark.parametrize("method", ["rap", "EpsilonPlus", "EpsilonAlpha2Beta1"])
+def test_maps_in_bfloat16(native: ModuleType, method: str) -> None:
+    assert native
+    model, x = seeded(wide).float(), drawn(4, 3, 20, 20).float()
+    exact = explainer(method, model).attribute(x, 1)
+    found = explainer(method, model, precision="bf16").attribute(x, 1)
+    # EpsilonPlus has no second part, and no such kernel.
+    assert torch.equal(found, exact) == (method == "EpsilonPlus" or not rounds())
+    cosine = nn.functional.cosine_similarity(found.flatten(1), exact.flatten(1))
+    assert (cosine > 0.9999).all()
+    torch.testing.assert_close(found.sum((1, 2, 3)), exact.sum((1, 2, 3)), rtol=1e-2, atol=1e-3)
+
+
+def test_precision_is_checked_and_shown(native: ModuleType) -> None:
+    model = seeded(wide).float()
+    for cls in (rk.RAP, rk.LRP):
+        with pytest.raises(ArgumentError, match='precision must be one of "fp32", "bf16", got'):
+            cls(model, precision="fp16")
+        assert "precision='bf16'" in repr(cls(model, precision="bf16"))
+    given = arguments("1x1", False, 1)
+    for module in (native, reference):
+        with pytest.raises(RuntimeError, match="precision must be 'fp32' or 'bf16', got 'fp16'"):
+            module.relprop_conv(*given, precision="fp16")
