@@ -4,11 +4,10 @@
 // added up in the same order whatever the lanes, the blocks and the threads are.
 #include "split_conv.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 10 && !defined(__clang__)
 
 #include <ATen/Parallel.h>
 #include <c10/core/CPUAllocator.h>
-#include <c10/util/BFloat16.h>
 
 #include <algorithm>
 #include <numeric>
