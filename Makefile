@@ -24,12 +24,12 @@ WITH_NINJA := PATH="$(abspath $(VENV))/bin:$$PATH"
 BUILD_FILES := pyproject.toml setup.py setup_cuda.py $(shell find csrc -type f -not -name '*.md')
 BUILD_VARIABLES := CUDA_HOME CUDA_PATH RAPKERNELS_CUDA RAPKERNELS_STRICT TORCH_CUDA_ARCH_LIST
 PYTHON_FILES := $(shell find rapkernels -name '*.py')
-CPP_FILES = $(shell find csrc tests/cpp tests/emulation -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES = $(shell find csrc tests/cpp tests/emulation bench/cpp -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PACKAGE_FILES := pyproject.toml setup.py setup_cuda.py MANIFEST.in README.md LICENSE csrc rapkernels
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test build lint format typecheck cpp-test sanitize test-emulated cuda-build ptxas bench wheel test-minimal picture clean distclean
+.PHONY: help demo test build lint format typecheck cpp-test sanitize test-emulated cuda-build ptxas instructions microbenchmarks bench wheel test-minimal picture clean distclean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,10 +82,19 @@ cuda-build: ## build with CUDA kernels (CUDA_ARCHS=...), warnings as errors, and
 ptxas: $(VENV)/.requirements ## registers, shared memory and spills of the CUDA kernels (PTXAS_FLAGS=--no-spills)
 	$(PY) -m bench.ptxas $(PTXAS_FLAGS)
 
-bench: build ## measure cost in forward passes and renew the table in README (BENCH_FLAGS=...)
-	$(PY) -m bench.models -o bench/results/models.json $(BENCH_FLAGS)
+instructions: build/cpp/CMakeCache.txt ## count instructions of the CPU kernels, compare with what is committed; needs valgrind
+	$(VENV)/bin/cmake --build build/cpp --target count_instructions --parallel $(MAX_JOBS)
+	$(PY) -m bench.instructions build/cpp/count_instructions $(BENCH_FLAGS)
+
+microbenchmarks: build/cpp/CMakeCache.txt ## time the CPU kernels alone; needs Google Benchmark (BENCH_FLAGS=--benchmark_filter=...)
+	$(VENV)/bin/cmake --build build/cpp --target microbenchmarks --parallel $(MAX_JOBS)
+	build/cpp/microbenchmarks $(BENCH_FLAGS)
+
+bench: build ## measure cost in forward passes and renew the tables in README and docs (BENCH_FLAGS=...)
+	$(PY) -m bench.models --merge bench/results/models.json $(BENCH_FLAGS)
+	$(PY) -m bench.growth --merge bench/results/growth.json
 	$(PY) -m bench.ops -o bench/results/ops.json
-	$(PY) -m bench.report bench/results/models.json bench/results/ops.json
+	$(PY) -m bench.report
 
 wheel: $(VENV)/.requirements ## build a wheel into dist/
 	$(call stage,build/wheel)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 import rapkernels as rk
 from bench.memory import settled_resident_bytes
+from bench.profiled import counts
 from rapkernels import cache as cache_module
 from rapkernels import calls, memory
 from rapkernels.cache import cache_of
@@ -382,20 +382,8 @@ def test_limits_and_rules_are_copied(copied: Any) -> None:
 
 def allocated(call: Callable[[], Any], at_end: bool = False) -> int:
     """The most that torch's CPU allocator handed out at one time, workspaces included, or last."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        returned = call()
-    result = profiler.profiler.kineto_results
-    events = [
-        (event.start_ns(), event.nbytes())
-        for event in result.events()
-        if event.name() == "[memory]"
-    ]
-    live = peak = 0
-    for _, size in sorted(events, key=lambda event: event[0]):
-        live += size
-        peak = max(peak, live)
-    del returned
-    return live if at_end else peak
+    found = counts(call)
+    return found.left if at_end else found.peak
 
 
 # torchvision's: plain, residual with BatchNorms, depthwise with gates, attention.
