@@ -61,7 +61,7 @@ def check_ours(method: str, relevance: Tensor, model: nn.Module, x: Tensor, righ
     Raises WrongResultError.
     """
     own = OWN[method]
-    explainer = own.make(copy.deepcopy(model), own.backend)
+    explainer = own.explainer(copy.deepcopy(model))
     conservation = explained(explainer, x, right.targets)[1]
     return compare(method, relevance, conservation, right, own.tolerance)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.captum_model import with_addition_modules
-from bench.ours import NATIVE, OWN, Call, Own, Shape
+from bench.ours import BF16, BF16_TARGETS, NATIVE, OWN, Call, Own, Shape
 
 __all__ = [
     "FURTHER",
@@ -28,8 +28,10 @@ __all__ = [
     "PEERS",
     "SAME_AS",
     "UNIT",
+    "WHOLE_BATCH",
     "Call",
     "Method",
+    "default_methods",
 ]
 
 
@@ -133,7 +135,7 @@ def _autolrp(model: nn.Module, _example: Tensor) -> Call:
 
 UNIT = "forward"
 # RAP stands beside its peers; what else this library has is in a table of its own.
-PEERS = (NATIVE, "rap_reference")
+PEERS = (NATIVE, BF16, "rap_reference")
 FURTHER = tuple(name for name in OWN if name not in PEERS)
 # The methods of this library, by backend: these are checked against the float64 reference.
 OURS = {name: own.backend for name, own in OWN.items()}
@@ -157,3 +159,18 @@ METHODS: dict[str, Method] = {
     "autolrp": Method("autoLRP (epsilon; one sign)", _autolrp, ("autolrp",)),
     **{name: _ours(OWN[name]) for name in FURTHER},
 }
+# The batch at which all is measured; at others RAP and its peers, and what limits.py compares.
+WHOLE_BATCH = 4
+_AT_EVERY_BATCH = (*(name for name in METHODS if name not in FURTHER), "lrp_epsilon")
+# Where the cosine of bfloat16 is promised: networks of convolutions without normalisations that
+# follow the values.
+_BF16_NETWORKS = ("vgg16", "resnet50", "efficientnet_lite0", "tiny")
+
+
+def default_methods(network: str, batch: int) -> list[str]:
+    """What is measured on a network at a batch where nothing else was asked for."""
+    return [
+        name
+        for name in (METHODS if batch == WHOLE_BATCH else _AT_EVERY_BATCH)
+        if name not in (BF16, BF16_TARGETS) or (network in _BF16_NETWORKS and OWN[name].available())
+    ]

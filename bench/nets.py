@@ -56,6 +56,21 @@ def _efficientnet_lite0() -> nn.Module:
     return model
 
 
+def _convnext_tiny() -> nn.Module:
+    model: nn.Module = importlib.import_module("torchvision.models").convnext_tiny()
+    _initialise(model)
+    initialise_scales(model)
+    return model
+
+
+def _vit_b_16() -> nn.Module:
+    model: nn.Module = importlib.import_module("torchvision.models").vit_b_16()
+    _initialise(model)
+    # At torchvision's 0 nothing falls on it.
+    nn.init.normal_(model.get_parameter("class_token"), std=0.02)
+    return model
+
+
 def _tiny() -> nn.Module:
     model = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1),
@@ -91,6 +106,16 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.bias, std=0.1)
 
 
+_SCALES = ("layer_scale", "gamma", "gamma_1", "gamma_2", "layer_scale_parameter", "lambda1")
+
+
+def initialise_scales(model: nn.Module) -> None:
+    """Scales of residual branches start near 0, where the branches would not be seen."""
+    for path, parameter in model.named_parameters():
+        if path.rpartition(".")[2] in _SCALES or ".ls" in path:
+            nn.init.uniform_(parameter, 0.5, 1.5)
+
+
 @torch.no_grad()
 def _settle_batch_norm(model: nn.Module, size: int) -> None:
     """Set the running statistics as a trained network has them, so activations stay in range."""
@@ -109,6 +134,8 @@ NETWORKS: dict[str, Network] = {
     "vgg16": Network("VGG-16", 224, _vgg16),
     "resnet50": Network("ResNet-50", 224, _resnet50),
     "efficientnet_lite0": Network("EfficientNet-Lite0", 224, _efficientnet_lite0),
+    "convnext_tiny": Network("ConvNeXt-T", 224, _convnext_tiny),
+    "vit_b_16": Network("ViT-B/16", 224, _vit_b_16),
     "tiny": Network("tiny (the harness's own test)", 16, _tiny),
 }
-MEASURED = ("vgg16", "resnet50", "efficientnet_lite0")
+MEASURED = ("vgg16", "resnet50", "efficientnet_lite0", "convnext_tiny", "vit_b_16")

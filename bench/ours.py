@@ -7,9 +7,10 @@ call, or one map by the competition of several classes. The classes are the most
 from __future__ import annotations
 
 import importlib
+import inspect
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from bench.limits import TOLERANCE, TOLERANCES, Tolerance
 
 Call = Callable[[Tensor], Tensor]
-# (model, backend) -> an explainer of rapkernels.
-Maker = Callable[[nn.Module, str], Any]
+# (model, backend, options of the explainer) -> an explainer of rapkernels.
+Maker = Callable[..., Any]
 Shape = Callable[[Sequence[int]], list[int]]
 
 TARGETS = 5
@@ -121,8 +122,8 @@ def _of_targets(shape: Sequence[int]) -> list[int]:
     return [TARGETS * shape[0], *shape[1:]]
 
 
-def _rap(model: nn.Module, backend: str) -> Any:
-    return importlib.import_module("rapkernels").RAP(model, backend=backend)
+def _rap(model: nn.Module, backend: str, **options: str) -> Any:
+    return importlib.import_module("rapkernels").RAP(model, backend=backend, **options)
 
 
 def _lrp(composite: str) -> Maker:
@@ -148,7 +149,10 @@ def _sharing_ratio(model: nn.Module, backend: str) -> Any:
 
 @dataclass(frozen=True)
 class Own:
-    """A method of this library; `shape` is that of what a call returns, from that of x."""
+    """A method of this library; `shape` is that of what a call returns, from that of x.
+
+    `options` are the explainer's in what is timed; the float64 reference is without them.
+    """
 
     label: str
     make: Maker
@@ -156,10 +160,20 @@ class Own:
     backend: str = "native"
     tolerance: Tolerance = TOLERANCE
     shape: Shape = list
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def explainer(self, model: nn.Module) -> Any:
+        """What is timed and checked."""
+        return self.make(model, self.backend, **self.options)
 
     def prepare(self, model: nn.Module, example: Tensor) -> Call:
         """The call that is timed."""
-        return self.use.prepare(self.make(model, self.backend), model, example)
+        return self.use.prepare(self.explainer(model), model, example)
+
+    def available(self) -> bool:
+        """Whether this version of the library has the options."""
+        explainers = importlib.import_module("rapkernels")
+        return set(self.options) <= set(inspect.signature(explainers.RAP).parameters)
 
     @property
     def truth(self) -> tuple[Maker, Use]:
@@ -169,6 +183,8 @@ class Own:
 
 NATIVE = "rap"
 RAP_TARGETS = "rap_targets"
+# RAP with its split passes in bfloat16, and of several targets.
+BF16, BF16_TARGETS = "rap_bf16", "rap_bf16_targets"
 OWN: dict[str, Own] = {
     NATIVE: Own("rapkernels RAP", _rap),
     "rap_reference": Own("rapkernels RAP, reference backend", _rap, backend="reference"),
@@ -196,6 +212,20 @@ OWN: dict[str, Own] = {
     ),
     RAP_TARGETS: Own(
         f"rapkernels RAP, {TARGETS} targets", _rap, SEVERAL_TARGETS, shape=_of_targets
+    ),
+    BF16: Own(
+        "rapkernels RAP, bf16",
+        _rap,
+        tolerance=TOLERANCES["bf16"],
+        options={"precision": "bf16"},
+    ),
+    BF16_TARGETS: Own(
+        f"rapkernels RAP, bf16, {TARGETS} targets",
+        _rap,
+        SEVERAL_TARGETS,
+        tolerance=TOLERANCES["bf16"],
+        shape=_of_targets,
+        options={"precision": "bf16"},
     ),
     "class_distribution": Own(
         f"rapkernels class distribution on RAP, {COMPETITORS} classes",

@@ -18,8 +18,11 @@ from bench.memory import measure
 from bench.methods import METHODS, UNIT, Call
 from bench.nets import load
 from bench.ours import OWN
-from bench.schema import Memory, MethodResult, ModelRun
+from bench.schema import Memory, MethodResult, ModelRun, Provenance
 from bench.timing import interleaved, spread
+
+# The float64 reference takes several times the memory of what is measured.
+CHECKED_SAMPLES = 4
 
 
 class UnsupportedError(RuntimeError):
@@ -27,10 +30,15 @@ class UnsupportedError(RuntimeError):
 
 
 def run_network(
-    network: str, batch: int, methods: Sequence[str], rounds: int, memory: bool
+    network: str, batch: int, methods: Sequence[str], rounds: int, memory: bool, made_by: Provenance
 ) -> ModelRun:
-    """Measure `methods`, the unit among them; raises WrongResultError before any timing."""
+    """Measure `methods`, the unit among them; raises WrongResultError before any timing.
+
+    Of more than `CHECKED_SAMPLES` samples the first ones are compared with the float64 reference,
+    out of results of the whole batch.
+    """
     model, x = load(network, batch)
+    some = x[:CHECKED_SAMPLES]
     scores = _scores(model, x)
     truths: dict[object, Truth] = {}
     calls: dict[str, Call] = {}
@@ -50,8 +58,9 @@ def run_network(
         if name in OWN:
             what = OWN[name].truth
             if what not in truths:
-                truths[what] = truth(model, x, name)
-            checks.append(check_ours(name, result, model, x, truths[what]))
+                truths[what] = truth(model, some, name)
+            found = _of_first(result, batch, len(some))
+            checks.append(check_ours(name, found, model, some, truths[what]))
         finite[name] = bool(result.isfinite().all())
         if name != UNIT and finite[name]:
             totals = result.flatten(1).double().sum(1)[: len(scores)]
@@ -81,12 +90,20 @@ def run_network(
     return ModelRun(
         network=network,
         input_shape=list(x.shape),
+        provenance=made_by,
         rounds=rounds,
+        checked_samples=len(some),
         forward_seconds=seconds[UNIT],
         forward_spread=spread(samples[UNIT]),
         checks=checks,
         results=results,
     )
+
+
+def _of_first(result: Tensor, batch: int, count: int) -> Tensor:
+    """The rows of the first samples, of T targets one after the other."""
+    by_target = result.reshape(-1, batch, *result.shape[1:])
+    return by_target[:, :count].flatten(0, 1)
 
 
 def _first_call(name: str, model: nn.Module, x: Tensor) -> tuple[Call, float, Tensor]:

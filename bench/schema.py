@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+# Of files without a version of their own.
 VERSION = 1
 
 T = TypeVar("T")
@@ -90,12 +91,15 @@ class ModelRun:
     """All methods on one network, measured in interleaved rounds of one process.
 
     `forward_spread` is the unit's interquartile range over the rounds relative to its median: what
-    the machine itself did during the run.
+    the machine itself did during the run. `checked_samples`: how many, the first ones, were
+    compared with the float64 reference.
     """
 
     network: str
     input_shape: list[int]
+    provenance: Provenance
     rounds: int
+    checked_samples: int
     forward_seconds: float
     forward_spread: float
     checks: list[Check]
@@ -104,12 +108,13 @@ class ModelRun:
 
 @dataclass(frozen=True)
 class ModelsFile:
-    """What ``python -m bench.models`` writes."""
+    """What ``python -m bench.models`` writes: one run for each network and batch."""
 
     kind: Literal["models"]
     version: int
-    provenance: Provenance
     runs: list[ModelRun]
+
+    CURRENT = 2
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,49 @@ class OpsFile:
     results: list[OpResult]
 
 
-ResultsFile = ModelsFile | OpsFile
+@dataclass(frozen=True)
+class Point:
+    """RAP of `count` samples, or of `count` targets.
+
+    `seconds` is the median over the rounds of the call, `forward_seconds` of one forward pass of
+    the same batch.
+    """
+
+    count: int
+    seconds: float
+    forward_seconds: float
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How the cost of RAP grows on one network: with the batch, or with targets at one batch.
+
+    `batch` is that of all points, and None where it is what grows. `spread`: see ModelRun, the
+    median over the points.
+    """
+
+    network: str
+    grows: Literal["batch", "targets"]
+    batch: int | None
+    provenance: Provenance
+    rounds: int
+    spread: float
+    checks: list[Check]
+    points: list[Point]
+
+
+@dataclass(frozen=True)
+class GrowthFile:
+    """What ``python -m bench.growth`` writes."""
+
+    kind: Literal["growth"]
+    version: int
+    runs: list[Growth]
+
+    CURRENT = 1
+
+
+ResultsFile = ModelsFile | OpsFile | GrowthFile
 
 
 def write(document: ResultsFile, path: Path) -> None:
@@ -162,7 +209,8 @@ def write(document: ResultsFile, path: Path) -> None:
 
 def read(path: Path) -> ResultsFile:
     """Read a result file. Raises SchemaError with the field, what was needed and what came."""
-    return cast(ResultsFile, load(path, {"models": ModelsFile, "ops": OpsFile}))
+    kinds = {"models": ModelsFile, "ops": OpsFile, "growth": GrowthFile}
+    return cast(ResultsFile, load(path, kinds))
 
 
 def load(path: Path, classes: dict[str, type[Any]]) -> Any:
@@ -175,12 +223,12 @@ def load(path: Path, classes: dict[str, type[Any]]) -> Any:
     if kind not in classes:
         known = " or ".join(map(repr, classes))
         raise SchemaError(f"{path.name}: kind must be {known}, got {kind!r}")
-    document = decode(classes[kind], data, path.name)
-    if document.version != VERSION:
-        raise SchemaError(
-            f"{path.name}: version must be {VERSION}, got {document.version}; measure again"
-        )
-    return document
+    needed = getattr(classes[kind], "CURRENT", VERSION)
+    # Before the fields, of which an older version has others.
+    version = data.get("version")
+    if version != needed:
+        raise SchemaError(f"{path.name}: version must be {needed}, got {version}; measure again")
+    return decode(classes[kind], data, path.name)
 
 
 def decode(expected: type[T], value: object, where: str) -> T:

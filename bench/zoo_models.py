@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.nets import initialise
+from bench.nets import initialise, initialise_scales
 
 SEED = 0
 
@@ -62,13 +62,7 @@ def randomise(model: nn.Module) -> None:
             assert module.running_var is not None
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
-    for path, parameter in model.named_parameters():
-        # Scales of residual branches start near 0, where the branches would not be seen.
-        if path.rpartition(".")[2] in _SCALES or ".ls" in path:
-            nn.init.uniform_(parameter, 0.5, 1.5)
-
-
-_SCALES = ("layer_scale", "gamma", "gamma_1", "gamma_2", "layer_scale_parameter", "lambda1")
+    initialise_scales(model)
 
 
 def _torchvision(name: str) -> tuple[nn.Module, int]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,27 +14,31 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import rapkernels
-from bench import check, limits, memory, methods, nets, run, timing
+from bench import check, limits, machine, memory, methods, nets, run, timing
 from bench.limits import CostLimit, Tolerance
 from bench.methods import METHODS, Call, Method
 from bench.models import main
-from bench.ours import COMPETITORS, OWN, RAP_TARGETS, TARGETS, probable
+from bench.ours import BF16, BF16_TARGETS, COMPETITORS, OWN, RAP_TARGETS, TARGETS, Own, probable
 from bench.schema import ModelsFile, read
 
 pytestmark = pytest.mark.cpu_only
+
+# Precisions are of the native backend alone.
+AVAILABLE = [name for name, own in OWN.items() if not own.options]
+MADE_BY = machine.provenance("a test")
 
 
 @pytest.fixture
 def ours(backend: str) -> str:
     """The bench's name of RAP on the backend under test."""
-    (name,) = [name for name in methods.PEERS if methods.OURS[name] == backend]
-    return name
+    return {"native": methods.NATIVE, "reference": "rap_reference"}[backend]
 
 
 @pytest.fixture
 def on_this_backend(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all methods of this library use the backend under test."""
-    for name, own in OWN.items():
+    for name in AVAILABLE:
+        own = OWN[name]
         changed = replace(own, backend=backend)
         monkeypatch.setitem(OWN, name, changed)
         monkeypatch.setitem(METHODS, name, replace(METHODS[name], prepare=changed.prepare))
@@ -124,7 +130,7 @@ def test_a_network_is_checked_timed_and_reported(
     monkeypatch.setitem(METHODS, "missing", Method("missing", _raises, ("no_such_module_at_all",)))
     monkeypatch.setitem(METHODS, "nan", Method("nan", _not_finite))
     names = [methods.UNIT, ours, "input_x_gradient", "raises", "missing", "nan"]
-    result = run.run_network("tiny", 2, names, rounds=2, memory=False)
+    result = run.run_network("tiny", 2, names, 2, False, MADE_BY)
     assert [item.method for item in result.checks] == [ours]
     assert result.checks[0].max_error < 1e-4
     found = {item.method: item for item in result.results}
@@ -156,7 +162,7 @@ SHAPES = {"sharing_ratio": [2, 16, 16], RAP_TARGETS: [TARGETS * 2, 3, 16, 16]}
 
 
 @pytest.mark.usefixtures("on_this_backend")
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", AVAILABLE)
 def test_every_method_of_ours_is_checked_against_its_own_reference(name: str) -> None:
     model, x = nets.load("tiny", 2)
     found = METHODS[name].prepare(model, x)(x)
@@ -179,12 +185,12 @@ def test_all_methods_of_ours_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
         return check.truth(model, x, method)
 
     monkeypatch.setattr(run, "truth", truth)
-    result = run.run_network("tiny", 2, [methods.UNIT, *OWN], rounds=1, memory=False)
-    assert [item.error for item in result.results] == [None] * (1 + len(OWN))
+    result = run.run_network("tiny", 2, [methods.UNIT, *AVAILABLE], 1, False, MADE_BY)
+    assert [item.error for item in result.results] == [None] * (1 + len(AVAILABLE))
     assert all(item.cost is not None and item.finite for item in result.results)
-    assert [item.method for item in result.checks] == list(OWN)
+    assert [item.method for item in result.checks] == AVAILABLE
     # RAP on both backends has one truth.
-    assert asked == [name for name in OWN if name != "rap_reference"]
+    assert asked == [name for name in AVAILABLE if name != "rap_reference"]
     found = {item.method: item for item in result.results}
     # Of several targets the first is the predicted class.
     ratio = found[methods.NATIVE].relevance_over_score
@@ -240,7 +246,7 @@ def test_a_truth_that_loses_relevance_is_none(monkeypatch: pytest.MonkeyPatch) -
 def test_a_map_of_another_shape_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     sharing = METHODS["sharing_ratio"]
     monkeypatch.setitem(METHODS, "flat", replace(sharing, shape=list))
-    result = run.run_network("tiny", 2, [methods.UNIT, "flat"], rounds=1, memory=False)
+    result = run.run_network("tiny", 2, [methods.UNIT, "flat"], 1, False, MADE_BY)
     assert "relevance of shape [2, 16, 16], needed [2, 3, 16, 16]" in str(result.results[1].error)
 
 
@@ -248,12 +254,84 @@ def test_a_map_of_another_shape_does_not_run(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_limit_of_a_further_target_is_enforced(
     limit: float, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(limits.COST_LIMITS, "tiny", CostLimit(2, 1e9, 1e9, limit))
+    monkeypatch.setitem(limits.COST_LIMITS, ("tiny", 2), CostLimit(1e9, 1e9, limit))
     arguments = ["--model", "tiny", "--batch", "2", "--repeats", "1", "--no-memory", "--enforce"]
     chosen = ["--method", methods.NATIVE, "--method", RAP_TARGETS]
     outcome = CliRunner().invoke(main, [*arguments, *chosen])
     assert outcome.exit_code == status, outcome.output
     assert ("EXCEEDS" in outcome.output) == bool(status)
+
+
+def test_first_samples_are_checked(monkeypatch: pytest.MonkeyPatch, ours: str) -> None:
+    """Of all targets; a wrong sample after them is not seen, one among them is."""
+    monkeypatch.setattr(run, "CHECKED_SAMPLES", 2)
+    model, x = nets.load("tiny", 3)
+    own = replace(OWN[RAP_TARGETS], backend=OWN[ours].backend)
+    right = own.prepare(model, x)(x)
+    monkeypatch.setitem(OWN, RAP_TARGETS, own)
+    for wrong, seen in ((2, False), (4, True)):
+        spoilt = right.clone()
+        spoilt[wrong] *= -1
+        method = Method("spoilt", lambda *_, spoilt=spoilt: lambda _: spoilt, shape=own.shape)
+        monkeypatch.setitem(METHODS, RAP_TARGETS, method)
+        chosen = [methods.UNIT, RAP_TARGETS]
+        call = partial(run.run_network, "tiny", 3, chosen, 1, False, MADE_BY)
+        if seen:
+            with pytest.raises(check.WrongResultError, match="1 - cosine"):
+                call()
+        else:
+            assert call().checked_samples == 2
+
+
+def test_what_is_measured_at_which_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Own, "available", lambda _: True)
+    assert methods.default_methods("vgg16", 4) == list(METHODS)
+    small = methods.default_methods("vgg16", 16)
+    assert small[-1] == "lrp_epsilon"
+    assert {methods.NATIVE, BF16, "rap_reference", "captum_lrp"} < set(small)
+    assert RAP_TARGETS not in small
+    assert BF16 not in methods.default_methods("vit_b_16", 4)
+    monkeypatch.undo()
+    has = "precision" in inspect.signature(rapkernels.RAP).parameters
+    assert (BF16 in methods.default_methods("vgg16", 4)) == has
+
+
+def test_bfloat16_is_compared_by_cosine() -> None:
+    tolerance = OWN[BF16].tolerance
+    right = _truth()
+    found = 1.5 * right.relevance
+    assert check.compare("m", found, 0.5, right, tolerance).cosine > 0.9999
+    found[0, 0] *= 1.1
+    with pytest.raises(check.WrongResultError, match="1 - cosine"):
+        check.compare("m", found, 0.0, right, tolerance)
+    # The truth is that of RAP in float64.
+    assert OWN[BF16].truth == OWN[methods.NATIVE].truth
+
+
+@pytest.mark.skipif(not OWN[BF16].available(), reason="RAP has no precision=")
+@pytest.mark.parametrize("name", [BF16, BF16_TARGETS])
+def test_bfloat16_is_measured(name: str) -> None:
+    result = run.run_network("tiny", 2, [methods.UNIT, name], 1, False, MADE_BY)
+    assert [item.method for item in result.checks] == [name]
+
+
+def test_runs_are_merged_into_a_file(tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    common = ["--model", "tiny", "--repeats", "1", "--no-memory", "--method", "input_x_gradient"]
+
+    def measure(*arguments: str) -> list[tuple[int, int]]:
+        outcome = CliRunner().invoke(main, [*common, *arguments, "--merge", str(output)])
+        assert outcome.exit_code == 0, outcome.output
+        document = read(output)
+        assert isinstance(document, ModelsFile)
+        return [(item.input_shape[0], item.rounds) for item in document.runs]
+
+    assert measure("--batch", "3", "--batch", "1") == [(1, 1), (3, 1)]
+    assert measure("--batch", "3", "--batch", "2", "--repeats", "2") == [(1, 1), (2, 2), (3, 2)]
+    output.write_text("{}", encoding="utf-8")
+    outcome = CliRunner().invoke(main, [*common, "--merge", str(output)])
+    assert outcome.exit_code == 1
+    assert "--merge: result.json: kind must be" in outcome.output
 
 
 def test_the_command_writes_a_result_file(tmp_path: Path, ours: str) -> None:
