@@ -53,12 +53,19 @@ TOLERANCES = {
     # Where classes nearly tie, rounding decides whether an entry is cut to 0 or keeps a third of
     # its value. 1e-1, 2e-5.
     "cut": Tolerance(cosine=0.999, max_error=0.5),
+    # A residual add in proportion, a / (a + b), has no bound where its branches cancel, and the
+    # next multiplies what it left: docs/precision.md has a cosine of 0.92 for LRP on ViT-B/16 in
+    # float32, by the reference too. This only tells right results from wrong ones.
+    "branches": Tolerance(cosine=0.8, max_error=math.inf, total_error=0.1),
     # Operands are rounded to 8 bits: single entries are off by several of these, sums of them too,
     # and max pools choose other inputs. What is promised is the direction of the map.
     "bf16": Tolerance(
         cosine=0.9999, max_error=math.inf, total_error=math.inf, conservation=math.inf
     ),
 }
+# Networks that add many branches, where methods that share them in proportion have the tolerance
+# of that name.
+BRANCHES = ("convnext_tiny", "vit_b_16")
 # Of the float64 reference itself, which everything else is measured against.
 TRUTH_CONSERVATION = 1e-12
 # By network and batch.

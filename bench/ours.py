@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.limits import TOLERANCE, TOLERANCES, Tolerance
+from bench.limits import BRANCHES, TOLERANCE, TOLERANCES, Tolerance
 
 Call = Callable[[Tensor], Tensor]
 # (model, backend, options of the explainer) -> an explainer of rapkernels.
@@ -152,6 +152,7 @@ class Own:
     """A method of this library; `shape` is that of what a call returns, from that of x.
 
     `options` are the explainer's in what is timed; the float64 reference is without them.
+    `proportional`: residual adds share by `a / (a + b)`, which has no bound.
     """
 
     label: str
@@ -161,6 +162,12 @@ class Own:
     tolerance: Tolerance = TOLERANCE
     shape: Shape = list
     options: Mapping[str, str] = field(default_factory=dict)
+    proportional: bool = False
+
+    def tolerance_on(self, network: str) -> Tolerance:
+        """What the check allows on a network."""
+        ill = self.proportional and network in BRANCHES
+        return TOLERANCES["branches"] if ill else self.tolerance
 
     def explainer(self, model: nn.Module) -> Any:
         """What is timed and checked."""
@@ -192,14 +199,19 @@ OWN: dict[str, Own] = {
         "rapkernels LRP EpsilonPlusFlat",
         _lrp("EpsilonPlusFlat"),
         tolerance=TOLERANCES["one sign"],
+        proportional=True,
     ),
     "lrp_epsilon_alpha2_beta1": Own(
         "rapkernels LRP EpsilonAlpha2Beta1",
         _lrp("EpsilonAlpha2Beta1"),
         tolerance=TOLERANCES["one sign"],
+        proportional=True,
     ),
     "lrp_epsilon": Own(
-        "rapkernels LRP epsilon everywhere", _lrp_epsilon, tolerance=TOLERANCES["ratio"]
+        "rapkernels LRP epsilon everywhere",
+        _lrp_epsilon,
+        tolerance=TOLERANCES["ratio"],
+        proportional=True,
     ),
     "equilibrium": Own(
         "rapkernels Attribution Equilibrium", _equilibrium, tolerance=TOLERANCES["one sign"]
@@ -209,6 +221,7 @@ OWN: dict[str, Own] = {
         _sharing_ratio,
         tolerance=TOLERANCES["one sign"],
         shape=_positions,
+        proportional=True,
     ),
     RAP_TARGETS: Own(
         f"rapkernels RAP, {TARGETS} targets", _rap, SEVERAL_TARGETS, shape=_of_targets

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -169,20 +170,20 @@ def test_every_method_of_ours_is_checked_against_its_own_reference(name: str) ->
     assert list(found.shape) == METHODS[name].shape(x.shape) == SHAPES.get(name, [2, 3, 16, 16])
     right = check.truth(model, x, name)
     assert right.relevance.dtype == torch.float64
-    assert check.check_ours(name, found, model, x, right).max_error < 1e-4
+    assert check.check_ours(name, found, model, x, right, "tiny").max_error < 1e-4
     # What another method gives for this network is refused.
     other = methods.NATIVE if OWN[name].truth != OWN[methods.NATIVE].truth else "lrp_epsilon"
     with pytest.raises(check.WrongResultError):
-        check.check_ours(name, METHODS[other].prepare(model, x)(x), model, x, right)
+        check.check_ours(name, METHODS[other].prepare(model, x)(x), model, x, right, "tiny")
 
 
 @pytest.mark.usefixtures("on_this_backend")
 def test_all_methods_of_ours_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def truth(model: nn.Module, x: Tensor, method: str) -> check.Truth:
+    def truth(model: nn.Module, x: Tensor, method: str, known: Any) -> check.Truth:
         asked.append(method)
-        return check.truth(model, x, method)
+        return check.truth(model, x, method, known)
 
     monkeypatch.setattr(run, "truth", truth)
     result = run.run_network("tiny", 2, [methods.UNIT, *AVAILABLE], 1, False, MADE_BY)
@@ -206,6 +207,24 @@ def test_several_targets_are_the_most_probable_classes() -> None:
     explainer = rapkernels.RAP(model.double(), backend="reference")
     expected = explainer.attribute_targets(x.double(), classes)
     torch.testing.assert_close(right.relevance, expected.flatten(0, 1))
+
+
+def test_the_reference_computes_each_class_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nets.load("tiny", 2)
+    targets: list[list[int]] = []
+    attribute = rapkernels.RAP.attribute
+
+    def counted(self: Any, x: Tensor, target: Tensor, **options: Any) -> Any:
+        targets.append(target.tolist())
+        return attribute(self, x, target, **options)
+
+    monkeypatch.setattr(rapkernels.RAP, "attribute", counted)
+    known: check.References = {}
+    names = (methods.NATIVE, RAP_TARGETS, "class_distribution")
+    found = [check.truth(model, x, name, known).relevance for name in names]
+    assert targets == probable(model, x, TARGETS).T.tolist()
+    for name, relevance in zip(names, found, strict=True):
+        torch.testing.assert_close(relevance, check.truth(model, x, name).relevance)
 
 
 def _other_order(relevance: Tensor) -> Tensor:
@@ -306,6 +325,14 @@ def test_bfloat16_is_compared_by_cosine() -> None:
         check.compare("m", found, 0.0, right, tolerance)
     # The truth is that of RAP in float64.
     assert OWN[BF16].truth == OWN[methods.NATIVE].truth
+
+
+def test_methods_without_a_bound_are_held_to_less_where_branches_add() -> None:
+    branches = limits.TOLERANCES["branches"]
+    held = {name for name, own in OWN.items() if own.tolerance_on("vit_b_16") == branches}
+    assert {name for name in OWN if name.startswith("lrp_")} < held
+    assert not held & {methods.NATIVE, RAP_TARGETS, "rap_reference", "class_distribution"}
+    assert all(own.tolerance_on("resnet50") == own.tolerance for own in OWN.values())
 
 
 @pytest.mark.skipif(not OWN[BF16].available(), reason="RAP has no precision=")
