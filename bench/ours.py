@@ -221,7 +221,6 @@ OWN: dict[str, Own] = {
         _sharing_ratio,
         tolerance=TOLERANCES["one sign"],
         shape=_positions,
-        proportional=True,
     ),
     RAP_TARGETS: Own(
         f"rapkernels RAP, {TARGETS} targets", _rap, SEVERAL_TARGETS, shape=_of_targets

@@ -22,7 +22,7 @@ from bench.schema import Memory, MethodResult, ModelRun, Provenance
 from bench.timing import interleaved, spread
 
 # The float64 reference takes several times the memory of what is measured, and of these networks
-# minutes for each sample and class: without oneDNN, which has no float64.
+# longer for each sample and class than all that is measured of them.
 CHECKED_SAMPLES = 4
 CHECKED_SAMPLES_OF = {"convnext_tiny": 1, "vit_b_16": 1}
 
