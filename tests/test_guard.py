@@ -112,7 +112,7 @@ def test_the_command_of_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(calls, "measure", lambda: measured)
     monkeypatch.setattr(calls, "FILE", tmp_path / "calls.json")
     assert CliRunner().invoke(calls.main, ["--renew"]).exit_code == 0
-    assert "1 figures are as committed, within 4%" in CliRunner().invoke(calls.main).output
+    assert "1 figures are as committed, within 2%" in CliRunner().invoke(calls.main).output
     guard.write(Figures({"torch": "2"}, {"a": 90.0}), calls.FILE)
     worse = CliRunner().invoke(calls.main)
     assert worse.exit_code == 1
