@@ -1,6 +1,8 @@
 // The relevance step of a 1-d, 2-d or 3-d convolution: RAP's (Eqs. 7-9 and the published conv rule)
 // and the rules without shift.
 // The convolutions are ATen's; the quotient and the gate around them are ours.
+#include "relprop_conv.h"
+
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -186,6 +188,8 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
                           : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 
+}  // namespace
+
 State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
                    const Tensor& relevance, OptionalTensor psi, OptionalTensor scale,
                    at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation,
@@ -244,8 +248,6 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
         return settle_by_rule(parsed, values, gated.statistics, total, unit, x.scalar_type());
       });
 }
-
-}  // namespace
 
 RAPKERNELS_REGISTER(m) { m.impl("relprop_conv", &relprop_conv); }
 

@@ -12,6 +12,8 @@
 
 #include "device.h"
 #include "quotient.h"
+#include "relprop_conv.h"
+#include "split_conv.h"
 #include "state.h"
 #include "unsplit.h"
 
@@ -25,6 +27,8 @@ constexpr auto kDense = at::MemoryFormat::Contiguous;
 // fused step was measured faster up to 1024 rows. Epsilon, which splits nothing, is torch's
 // anywhere.
 constexpr int64_t kManyRows = 33;
+// On the CPU, rows from which a layer is done as a convolution of size 1 by a kernel of our own.
+constexpr int64_t kPointwiseRows = 128;
 // Outputs whose w+ and |w-| are held at a time.
 constexpr int64_t kSlice = 1024;
 
@@ -140,6 +144,35 @@ Gated product_step(const Incoming& in, const Tensor& w, Tensor& total) {
                         : gate(in.x, above.view(shape), below.view(shape), Gate::kBySign);
 }
 
+// (N, *, features) as (N, features, 1, rows of a sample), in the same memory where t is dense.
+Tensor as_image(const Tensor& t) {
+  const int64_t features = t.size(-1);
+  return t.contiguous().view({t.size(0), 1, -1, features}).permute({0, 3, 1, 2});
+}
+
+State relprop_pointwise(const Tensor& x, const Tensor& weight, const Tensor& relevance,
+                        const OptionalTensor& psi, const OptionalTensor& scale,
+                        std::string_view rule, bool nonnegative, const OptionalTensor& bias,
+                        at::ArrayRef<double> parameters) {
+  State state = relprop_conv(as_image(x), weight.unsqueeze(-1).unsqueeze(-1), std::nullopt,
+                             as_image(relevance), psi, scale, {1, 1}, {0, 0, 0, 0}, {1, 1}, 1, rule,
+                             nonnegative, bias, parameters, "fp32");
+  auto shape = x.sizes().vec();
+  shape[0] = relevance.size(0);
+  Tensor& values = std::get<0>(state);
+  values = values.permute({0, 2, 3, 1}).reshape(shape);
+  return state;
+}
+
+bool is_pointwise(const Rule& rule, const Tensor& x, const Tensor& weight, int64_t rows) {
+  if (runs_cuda_kernels(x) || rows < kPointwiseRows || x.scalar_type() != at::kFloat ||
+      x.numel() == 0 || is_unsplit(rule)) {
+    return false;
+  }
+  const ConvShape conv{at::MemoryFormat::ChannelsLast, {1, 1}, {0, 0}, {1, 1}, 1, {0, 0}, {0, 0}};
+  return has_split_conv(as_image(x), weight.unsqueeze(-1).unsqueeze(-1), conv);
+}
+
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                      OptionalTensor psi, OptionalTensor scale, std::string_view rule,
                      bool nonnegative, const OptionalTensor& bias,
@@ -152,6 +185,9 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
   const int64_t targets = x.size(0) > 0 ? relevance.size(0) / x.size(0) : 1;
+  if (is_pointwise(parsed, x, weight, rows * targets)) {
+    return relprop_pointwise(x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters);
+  }
   const bool many = runs_cuda_kernels(x) && rows * targets >= kManyRows && x.numel() > 0;
   const bool by_products = many || parsed.kind == Rule::kEpsilon;
   const bool narrow = by_products && !subtracts_sums(parsed);

@@ -269,6 +269,8 @@ _WEIGHTS = {
 }
 # A convolution whose weights are larger than its activations splits them slice by slice.
 _SLICED_WEIGHTS = 3
+# Linear layers of so many rows are done as convolutions: see csrc/relprop_linear.cpp.
+_POINTWISE_ROWS = 128
 # Of everything else two parts, or the three terms of Equilibrium, or what input layers hold until
 # infinities are out: messages of both parts, their sums and those in the result's layout.
 _PARTS = {
@@ -305,9 +307,12 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
         factor *= 2
     inside = factor * sum(_bytes(tensor) for tensor in (*named.values(), *results))
     copies = _WEIGHTS.get(name, 0)
+    if name == "relprop_linear" and named["relevance"][..., 0].numel() >= _POINTWISE_ROWS:
+        copies = _WEIGHTS["relprop_conv"]
     if (
-        name == "relprop_conv"
-        and given["groups"] == 1
+        name in ("relprop_conv", "relprop_linear")
+        and copies
+        and given.get("groups", 1) == 1
         and _is_sliced(named["x"], weight, named["relevance"])
     ):
         copies = _SLICED_WEIGHTS

@@ -124,6 +124,34 @@ def test_weights_in_any_layout(native: ModuleType) -> None:
             assert all(torch.equal(a, b) for a, b in zip(whole, found, strict=True))
 
 
+# ---- linear layers of many rows -----------------------------------------------------------------
+
+
+def tokens(signed: bool, batch: int, length: int, rule: str, targets: int = 2) -> list[Any]:
+    sampler = Sampler(torch.float32, signed=signed, batch=batch)
+    x, weight = sampler.activation(batch, length, 72), sampler.normal(33, 72)
+    relevance = sampler.relevance(targets * batch, length, 33)
+    psi = sampler.relevance(targets * batch).double() / 10
+    scale = torch.ones(targets * batch, dtype=torch.float64)
+    parameters = {"rap": [], "gamma": [0.3, 1e-3], "alpha_beta": [2.0, 1.0, 1e-3]}[rule]
+    bias = None if rule == "rap" else sampler.normal(33)
+    return [x, weight, relevance, psi, scale, rule, not signed, bias, parameters]
+
+
+@pytest.mark.parametrize("rule", ["rap", "gamma", "alpha_beta"])
+@pytest.mark.parametrize(("batch", "length"), [(1, 300), (3, 50), (200, 1), (2, 1100)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_linear_layers_of_many_rows(
+    native: ModuleType, signed: bool, batch: int, length: int, rule: str
+) -> None:
+    given = tokens(signed, batch, length, rule)
+    found = native.relprop_linear(*given)
+    expected = reference.relprop_linear(*doubled(given))
+    assert found[0].is_contiguous()
+    # Relevance of an output near 0 of both signs grows with its rounding.
+    assert_same_relevance("relprop_linear", found, expected, TOLERANCE if rule == "rap" else 1e-4)
+
+
 # ---- bfloat16 -----------------------------------------------------------------------------------
 
 

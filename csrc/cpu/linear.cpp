@@ -14,6 +14,8 @@ constexpr int64_t kSplitTile = 8;
 constexpr int64_t kContributionTile = 32;
 // Inputs of one task of the backward: the accumulators of kSamples samples stay in L1.
 constexpr int64_t kInputs = 1024;
+// Rows of one task of the backward: so many that W is not read often.
+constexpr int64_t kGroup = 64;
 // Float sums are handed to the outer accumulator after this many inputs.
 constexpr int64_t kSegment = 4096;
 
@@ -136,34 +138,34 @@ RAPKERNELS_INLINE void accumulate_tile(const T* weight, int64_t inputs, const T*
   }
 }
 
-// Columns [begin, begin + size) of the contributions, which serve as the accumulators until the
-// end. Row n goes with row n % period of x.
+// Columns [begin, begin + size) of rows [first, last) of the contributions, which serve as the
+// accumulators until the end. Row n goes with row n % period of x.
 template <typename T>
 RAPKERNELS_CLONES void contribute_columns(const T* x, const T* weight, const T* positive,
-                                          const T* negative, T* contribution, int64_t rows,
-                                          int64_t period, int64_t inputs, int64_t outputs,
-                                          int64_t begin, int64_t size) {
-  for (int64_t n = 0; n < rows; ++n) {
+                                          const T* negative, T* contribution, int64_t first,
+                                          int64_t last, int64_t period, int64_t inputs,
+                                          int64_t outputs, int64_t begin, int64_t size) {
+  for (int64_t n = first; n < last; ++n) {
     for (int64_t i = 0; i < size; ++i) contribution[n * inputs + begin + i] = T(0);
   }
   for (int64_t tile = 0; tile < outputs; tile += kContributionTile) {
     const int64_t end = std::min(outputs, tile + kContributionTile);
-    int64_t n = 0;
-    for (; n + kSamples <= rows; n += kSamples) {
+    int64_t n = first;
+    for (; n + kSamples <= last; n += kSamples) {
       const T* of[kSamples];
       for (int64_t s = 0; s < kSamples; ++s) of[s] = x + (n + s) % period * inputs + begin;
       accumulate_tile<T, kSamples>(weight + begin, inputs, of, positive + n * outputs,
                                    negative + n * outputs, outputs, tile, end, size,
                                    contribution + n * inputs + begin);
     }
-    for (; n < rows; ++n) {
+    for (; n < last; ++n) {
       const T* of = x + n % period * inputs + begin;
       accumulate_tile<T, 1>(weight + begin, inputs, &of, positive + n * outputs,
                             negative + n * outputs, outputs, tile, end, size,
                             contribution + n * inputs + begin);
     }
   }
-  for (int64_t n = 0; n < rows; ++n) {
+  for (int64_t n = first; n < last; ++n) {
     const T* from = x + n % period * inputs + begin;
     T* to = contribution + n * inputs + begin;
     for (int64_t i = 0; i < size; ++i) to[i] = finite_or_zero(magnitude(from[i]) * to[i]);
@@ -188,11 +190,13 @@ void linear_contribution(const T* x, const void* weight, Storage, const T* posit
                          int64_t inputs, int64_t outputs, bool) {
   const T* w = static_cast<const T*>(weight);
   const int64_t blocks = (inputs + kInputs - 1) / kInputs;
-  at::parallel_for(0, blocks, 1, [&](int64_t first, int64_t last) {
-    for (int64_t b = first; b < last; ++b) {
-      const int64_t begin = b * kInputs;
-      contribute_columns(x, w, positive, negative, contribution, rows, period, inputs, outputs,
-                         begin, std::min(kInputs, inputs - begin));
+  const int64_t groups = (rows + kGroup - 1) / kGroup;
+  at::parallel_for(0, blocks * groups, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i / groups * kInputs;
+      const int64_t row = i % groups * kGroup;
+      contribute_columns(x, w, positive, negative, contribution, row, std::min(row + kGroup, rows),
+                         period, inputs, outputs, begin, std::min(kInputs, inputs - begin));
     }
   });
 }
