@@ -34,14 +34,14 @@ CASES: list[tuple[str, Callable[[], Any], type[Exception], str]] = [
         call(ratio=1.0),
         ArgumentTypeError,
         'options of method="rap" must be among variant, bounds, backend, rules, strict, attention, '
-        "output, max_memory, got ratio",
+        "output, max_memory, precision, got ratio",
     ),
     (
         "option of lrp",
         call(method="lrp", variant="paper"),
         ArgumentTypeError,
         'options of method="lrp" must be among composite, backend, rules, strict, attention, '
-        "output, max_memory, got variant",
+        "output, max_memory, precision, got variant",
     ),
     (
         "base",

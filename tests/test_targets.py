@@ -98,9 +98,9 @@ def test_the_split_forward_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> 
     calls: list[str] = []
 
     def counted(name: str, op: Any) -> Any:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             calls.append(name)
-            return op(*args)
+            return op(*args, **options)
 
         return call
 
