@@ -146,8 +146,7 @@ Gated product_step(const Incoming& in, const Tensor& w, Tensor& total) {
 
 // (N, *, features) as (N, features, 1, rows of a sample), in the same memory where t is dense.
 Tensor as_image(const Tensor& t) {
-  const int64_t features = t.size(-1);
-  return t.contiguous().view({t.size(0), 1, -1, features}).permute({0, 3, 1, 2});
+  return t.reshape({t.size(0), 1, -1, t.size(-1)}).permute({0, 3, 1, 2});
 }
 
 State relprop_pointwise(const Tensor& x, const Tensor& weight, const Tensor& relevance,

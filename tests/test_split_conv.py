@@ -109,6 +109,21 @@ def test_bits_depend_on_neither_threads_nor_batch(
             assert torch.equal(alone[0], whole[0][i : i + 1])
 
 
+def test_no_negative_message_is_made_of_rounding(native: ModuleType) -> None:
+    """Where no weight is negative, all that beta sends by negative messages is absorbed."""
+    given = arguments("3x3, many positions", False, 2)
+    sampler = Sampler(torch.float32, signed=False, batch=2)
+    x = sampler.normal(2, 256, 45, 46).abs().contiguous(memory_format=torch.channels_last)
+    weight = sampler.normal(20, 256, 3, 3).abs()
+    z = nn.functional.conv2d(x, weight, None, 1, 1)
+    given[:5] = [x, weight, z, sampler.relevance(*z.shape).abs(), None]
+    given[10] = "alpha_beta"
+    found = native.relprop_conv(*given, None, [2.0, 1.0, 0.0])
+    expected = reference.relprop_conv(*doubled(given), None, [2.0, 1.0, 0.0])
+    assert expected[3].abs().min() > 100
+    assert_same_relevance("relprop_conv", found, expected, TOLERANCE)
+
+
 def test_weights_in_any_layout(native: ModuleType) -> None:
     for name in ("3x3, odd channels", "3x3, many positions"):
         given = arguments(name, False, 2)

@@ -283,9 +283,18 @@ class Phase {
         }
       });
     };
+    std::vector<uint8_t> negative(lists);
     each_block([&](int64_t i, const float* weights, const int32_t* offsets, int64_t size) {
       starts_[i + 1] = list_positive(weights, offsets, size, nullptr, nullptr);
+      if (std::any_of(weights, weights + size, [](float w) { return w < 0; })) {
+        negative[i / blocks] = 1;
+      }
     });
+    mixed_.assign(divide_up(pass_.results, kChannels), 0);
+    for (int64_t i = 0; i < lists; ++i) {
+      const int64_t result = i % pass_.results;
+      mixed_[result / kChannels] |= static_cast<uint16_t>(negative[i] << (result % kChannels));
+    }
     std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
     words_ = Buffer(starts_.back() * static_cast<int64_t>(sizeof(int32_t)));
     listed_ = Buffer(starts_.back() * static_cast<int64_t>(sizeof(int32_t)));
@@ -459,15 +468,17 @@ class Phase {
         const __mmask16 mask = first(results - o);
 #pragma GCC unroll 16
         for (int l = 0; l < 16; ++l) {
-          if (pixels[l] >= 0) store(pixels[l] + o, mask, list, v[l]);
+          if (pixels[l] >= 0) store(pixels[l] + o, mask, (item.begin + o) / kChannels, list, v[l]);
         }
       }
     }
   }
 
-  void store(int64_t at, __mmask16 mask, int64_t list, __m512 v) const {
+  void store(int64_t at, __mmask16 mask, int64_t channels, int64_t list, __m512 v) const {
     if (pass_.z != nullptr) {
-      v = _mm512_sub_ps(_mm512_add_ps(v, v), _mm512_maskz_loadu_ps(mask, pass_.z + at));
+      // Without negative weights A is z, and what their two roundings leave of Z- would be noise.
+      const __m512 z = _mm512_maskz_loadu_ps(mask, pass_.z + at);
+      v = _mm512_mask_sub_ps(z, mixed_[channels], _mm512_add_ps(v, v), z);
     }
     _mm512_mask_storeu_ps(pass_.out[list] + at, mask, list == 0 ? v : negated(v));
   }
@@ -496,6 +507,7 @@ class Phase {
   Buffer words_;
   Buffer listed_;
   std::vector<int64_t> starts_;
+  std::vector<uint16_t> mixed_;  // a bit for each result that has negative weights
 };
 
 void run(const Pass& pass) {
