@@ -46,6 +46,7 @@ class Program:
         roles: input and output layers.
         end: name of the value where relevance starts.
         head: the number of steps up to that value.
+        again: the steps whose values are computed again in the backward, not kept.
         channels: value -> its channels, where they are known.
     """
 
@@ -54,6 +55,7 @@ class Program:
     roles: Roles
     end: str
     head: int
+    again: dict[str, Step]
     channels: dict[str, Channels]
 
 
@@ -114,7 +116,28 @@ def compile_program(graph: Graph, method: Method, end: str | None = None) -> Pro
     steps = _steps(graph, rules, roles)
     names = [step.node.name for step in steps]
     length = names.index(end) + 1 if end in names else 0
-    return Program(graph, steps, roles, end, length, channels)
+    return Program(graph, steps, roles, end, length, _again(graph, steps[:length], end), channels)
+
+
+# Those who read a value each compute it again.
+_MOST_READERS = 2
+
+
+def _again(graph: Graph, steps: Sequence[Step], end: str) -> dict[str, Step]:
+    """The steps whose values need not be kept: they take a pass or two over what is kept."""
+    found: dict[str, Step] = {}
+    for step in steps:
+        name, rule = step.node.name, step.rule
+        if rule is None or name == end or len(graph.users.get(name, ())) > _MOST_READERS:
+            continue
+        reads = set(refs((step.node.args, step.node.kwargs)))
+        if rule.again == "saved" or (
+            rule.again == "input"
+            and set(step.inputs) <= found.keys()
+            and reads <= {*step.inputs, *graph.attributes, *graph.constants}
+        ):
+            found[name] = step
+    return found
 
 
 def _as_strided(nodes: Sequence[UnsupportedNode]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
@@ -10,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from rapkernels.graph import map_refs, refs
+from rapkernels.graph import Ref, map_refs, refs
 from rapkernels.program import Program, Step
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context
@@ -61,7 +62,7 @@ class Walk:
         observer: Observer | None = None,
     ) -> None:
         self.program = program
-        self._values = values
+        self._values = dict(values)
         self._ops = ops
         self._observer = observer
         self._contexts: dict[str, Context] = {}
@@ -140,6 +141,7 @@ class Walk:
             if name in exposed:
                 layers[name] = step.rule.at_output(self._materialise(relevance))
             with self._timed("backward", step):
+                context.saved = tuple(map(self._found, context.saved))
                 states = step.rule.propagate(context, relevance)
                 for source, state in zip(step.inputs, states, strict=True):
                     if state is not None:
@@ -168,10 +170,32 @@ class Walk:
             with self._timed("forward", step):
                 live[name] = _run(step, context, live)
             if step.rule is not None:
+                context.saved = self._without_remade(step, context.saved, live)
                 self._contexts[name] = context
             for freed in step.frees:
                 del live[freed]
         return live
+
+    def _without_remade(
+        self, step: Step, saved: tuple[Any, ...], live: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        """What a step saved, with a name for each input that is computed again."""
+        names = {id(live[name]): name for name in step.inputs if name in self.program.again}
+        return tuple(Ref(names[id(value)]) if id(value) in names else value for value in saved)
+
+    def _found(self, saved: Any) -> Any:
+        return self._remade(saved.name) if isinstance(saved, Ref) else saved
+
+    def _remade(self, name: str) -> Tensor:
+        step = self.program.again[name]
+        rule = step.rule
+        assert rule is not None
+        if rule.again == "saved":
+            # Steps go back in reverse, so that those before this one still have what they saved.
+            return rule.remake(self._contexts[name])
+        inputs = {source: self._remade(source) for source in set(step.inputs)}
+        value: Tensor = _run(step, Context(ops=self._ops), ChainMap(inputs, self._values))
+        return value
 
     def _timed(self, phase: Phase, step: Step) -> AbstractContextManager[None]:
         return nullcontext() if self._observer is None else self._observer.timed(phase, step)

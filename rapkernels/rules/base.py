@@ -214,6 +214,9 @@ class Rule:
             the node's own arguments.
         takes_targets: whether the backward takes the relevances of several targets at once
             (``ctx.targets``); else it is called for one after the other.
+        again: whether the node's value costs so little to compute again that nobody need keep it:
+            by :meth:`remake` from what the rule has saved ("saved"), or by :meth:`forward` from the
+            one activation that it reads ("input"); None where it must be kept.
     """
 
     name: str = "custom"
@@ -222,6 +225,7 @@ class Rule:
     fresh: bool = False
     operands: tuple[Any, ...] = ()
     takes_targets: bool = False
+    again: Literal["saved", "input"] | None = None
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -255,6 +259,10 @@ class Rule:
         activation; what finds no way goes to ``ctx.absorb``.
         """
         raise NotImplementedError(f"{type(self).__name__} must overwrite backward")
+
+    def remake(self, ctx: Context) -> Tensor:
+        """The node's value once more, bit by bit, where ``again`` is "saved"."""
+        raise NotImplementedError(f"{type(self).__name__} must overwrite remake")
 
     def at_output(self, relevance: Tensor) -> Tensor:
         """The relevance of the node's value as the module returns it (``layers=``)."""

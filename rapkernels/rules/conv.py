@@ -52,6 +52,7 @@ class Convolution(Rule):
         self._outer = site.fusion.padding.get(site.node.name, (0,) * (2 * dimensions))
         self.nonnegative = site.inputs[0] in site.nonnegative
         self.precision = site.method.precision
+        self.again = "saved" if self.keeps_z else None
         self.batch_norm = site.fusion.batch_norm.get(site.node.name)
         self.fresh = (
             not self.keeps_z or self.batch_norm is not None or arguments["bias"] is not None
@@ -66,9 +67,14 @@ class Convolution(Rule):
         if not self.keeps_z:
             ctx.save(x, weight, None, bias)
             return self.convolve(x, folded, bias)
-        z = self.convolve(x, folded, None)
-        ctx.save(x, weight, z, bias)
-        return z if bias is None else z + bias.view(-1, *[1] * self.dimensions)
+        ctx.save(x, weight, self.convolve(x, folded, None), bias)
+        return self.remake(ctx)
+
+    @override
+    def remake(self, ctx: Context) -> Tensor:
+        _, _, z, bias = ctx.saved
+        result: Tensor = z if bias is None else z + bias.view(-1, *[1] * self.dimensions)
+        return result
 
     def geometry(self, weight: Tensor) -> tuple[list[int], list[int], list[int], int]:
         """Stride, (low, high) padding per spatial dimension, dilation and groups."""

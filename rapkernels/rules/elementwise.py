@@ -41,6 +41,7 @@ class Activation(Identity):
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.fresh = True
+        self.again = "input" if site.node.operation in _CHEAP else None
         in_place = _IN_PLACE.get(site.node.operation)
         self._in_place = in_place if site.owns(site.inputs[0]) else None
 
@@ -56,6 +57,7 @@ class Copy(Identity):
     """Copies, aliases and changes of memory layout; dropout in eval mode is one of them."""
 
     family: ClassVar[str] = "structure"
+    again = "input"
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
@@ -107,6 +109,11 @@ _IN_PLACE = {
         *("hardswish", "hardsigmoid", "sigmoid", "tanh", "gelu", "threshold"),
     )
 }
+# A comparison or two for an element, and no more than a product.
+_CHEAP = frozenset(
+    f"aten.{name}.default"
+    for name in ("relu", "relu6", "hardtanh", "leaky_relu", "hardswish", "hardsigmoid", "threshold")
+)
 _OTHERS = (
     *("prelu", "softplus", "softshrink", "hardshrink", "log_sigmoid", "rrelu"),
     *("clamp", "clamp_min", "clamp_max", "abs", "square", "exp", "expm1", "log", "log1p"),
