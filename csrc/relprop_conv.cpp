@@ -188,6 +188,18 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
                           : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 
+// Bytes of S+ and S- beyond which samples are done one part after the other, each in the memory of
+// the one before: what is larger, malloc takes from the system anew, page by page.
+constexpr int64_t kWorkspace = 32 * 1024 * 1024;
+
+int64_t samples_at_once(const Tensor& x, const Tensor& relevance) {
+  const int64_t samples = x.size(0);
+  // Several targets share what is prepared for them.
+  if (runs_cuda_kernels(x) || relevance.size(0) > samples) return samples;
+  const int64_t bytes = 2 * static_cast<int64_t>(relevance.nbytes()) / samples;
+  return std::clamp<int64_t>(kWorkspace / std::max<int64_t>(1, bytes), 1, samples);
+}
+
 }  // namespace
 
 State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
@@ -236,17 +248,31 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   const bool as_it_is = !is_unsplit(parsed) && use_absolute_form(weight, conv) &&
                         weight.scalar_type() == in.scalar_type() &&
                         has_split_conv(in, weight, conv);
-  const Step step = prepare(in, as_it_is ? weight : own(weight, format), known, outputs, conv,
-                            nonnegative, precision == "bf16");
-  return for_target_chunks(
-      own(relevance, format), psi, scale, x.size(0), format,
-      [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit) {
-        Tensor total;
-        const Gated gated = step(incoming, shift, total);
-        // Padding holds zeros, so its contributions are zero and the statistics hold for the crop.
-        const Tensor values = crop_unequal(gated.values, conv);
-        return settle_by_rule(parsed, values, gated.statistics, total, unit, x.scalar_type());
-      });
+  const Tensor w = as_it_is ? weight : own(weight, format);
+  const Tensor all = own(relevance, format);
+  const int64_t samples = x.size(0);
+  const int64_t at_once = samples_at_once(x, all);
+  const auto part = [&](int64_t begin) {
+    const int64_t length = std::min(at_once, samples - begin);
+    const int64_t rows = at_once < samples ? length : all.size(0);
+    const Step step = prepare(in.narrow(0, begin, length), w, narrow_samples(known, begin, length),
+                              outputs, conv, nonnegative, precision == "bf16");
+    return for_target_chunks(
+        all.narrow(0, begin, rows), narrow_samples(psi, begin, rows),
+        narrow_samples(scale, begin, rows), length, format,
+        [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit) {
+          Tensor total;
+          const Gated gated = step(incoming, shift, total);
+          // Padding holds zeros, so its contributions are zero and the statistics hold for the
+          // crop.
+          const Tensor values = crop_unequal(gated.values, conv);
+          return settle_by_rule(parsed, values, gated.statistics, total, unit, x.scalar_type());
+        });
+  };
+  if (at_once == samples) return part(0);
+  JoinedState joined(samples, format);
+  for (int64_t begin = 0; begin < samples; begin += at_once) joined.append(part(begin));
+  return joined.state();
 }
 
 RAPKERNELS_REGISTER(m) { m.impl("relprop_conv", &relprop_conv); }

@@ -32,6 +32,39 @@ inline OptionalTensor narrow_samples(const OptionalTensor& t, int64_t begin, int
   return t->narrow(0, begin, length);
 }
 
+// States of `all` samples, one part after the other; values are in `format`.
+class JoinedState {
+ public:
+  JoinedState(int64_t all, at::MemoryFormat format) : all_(all), format_(format) {}
+
+  void append(const State& part) {
+    const int64_t length = std::get<0>(part).size(0);
+    append(std::get<0>(state_), std::get<0>(part));
+    append(std::get<1>(state_), std::get<1>(part));
+    append(std::get<2>(state_), std::get<2>(part));
+    append(std::get<3>(state_), std::get<3>(part));
+    begin_ += length;
+  }
+
+  const State& state() const { return state_; }
+
+ private:
+  void append(Tensor& whole, const Tensor& part) const {
+    if (begin_ == 0) {
+      auto shape = part.sizes().vec();
+      shape[0] = all_;
+      const auto of_whole = part.dim() > 1 ? format_ : at::MemoryFormat::Contiguous;
+      whole = at::empty(shape, part.options().memory_format(of_whole));
+    }
+    whole.narrow(0, begin_, part.size(0)).copy_(part);
+  }
+
+  int64_t all_;
+  at::MemoryFormat format_;
+  int64_t begin_ = 0;
+  State state_;
+};
+
 // The state of step(relevance, psi, scale) -> State, called for as many whole targets at a time as
 // kSamplesAtOnce allows; x has `samples` of them. Values are in `format`.
 template <typename Step>
@@ -41,26 +74,13 @@ State for_target_chunks(const Tensor& relevance, const OptionalTensor& psi,
   const int64_t all = relevance.size(0);
   const int64_t chunk = samples * std::max<int64_t>(1, kSamplesAtOnce / samples);
   if (all <= chunk) return step(relevance, psi, scale);
-  State joined;
-  const auto append = [&](Tensor& whole, const Tensor& part, int64_t begin) {
-    if (begin == 0) {
-      auto shape = part.sizes().vec();
-      shape[0] = all;
-      const auto of_whole = part.dim() > 1 ? format : at::MemoryFormat::Contiguous;
-      whole = at::empty(shape, part.options().memory_format(of_whole));
-    }
-    whole.narrow(0, begin, part.size(0)).copy_(part);
-  };
+  JoinedState joined(all, format);
   for (int64_t begin = 0; begin < all; begin += chunk) {
     const int64_t length = std::min(chunk, all - begin);
-    const State part = step(relevance.narrow(0, begin, length), narrow_samples(psi, begin, length),
-                            narrow_samples(scale, begin, length));
-    append(std::get<0>(joined), std::get<0>(part), begin);
-    append(std::get<1>(joined), std::get<1>(part), begin);
-    append(std::get<2>(joined), std::get<2>(part), begin);
-    append(std::get<3>(joined), std::get<3>(part), begin);
+    joined.append(step(relevance.narrow(0, begin, length), narrow_samples(psi, begin, length),
+                       narrow_samples(scale, begin, length)));
   }
-  return joined;
+  return joined.state();
 }
 
 }  // namespace rapkernels

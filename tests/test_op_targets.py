@@ -167,6 +167,26 @@ def test_chunks_keep_the_layout_of_x(native: ModuleType) -> None:
             assert values.is_contiguous(memory_format=layout)
 
 
+@pytest.mark.cpu_only
+def test_samples_in_parts(native: ModuleType) -> None:
+    """Where S+ and S- of all samples are large, as many are done at a time as fill 32 MiB: two."""
+    samples, size = 5, 500
+    sampler = Sampler(torch.float64, batch=samples)
+    x, weight = sampler.normal(samples, 2, size, size), sampler.normal(4, 2, 1, 2)
+    relevance = sampler.relevance(samples, 4, size, size + 1)
+    z = torch.nn.functional.conv2d(x, weight, padding=(0, 1))
+    psi, scale = sampler.pending()
+
+    def of(begin: int, end: int) -> tuple[Tensor, ...]:
+        x_part, z_part, *state = (t[begin:end] for t in (x, z, relevance, psi, scale))
+        return native.relprop_conv(x_part, weight, z_part, *state, [1, 1], [0, 0, 1, 1])
+
+    whole = of(0, samples)
+    alone = [of(n, n + 1) for n in range(samples)]
+    for joined, parts in zip(whole, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(joined, torch.cat(parts), rtol=1e-12, atol=1e-12)
+
+
 def test_each_target_conserves(operations: ModuleType) -> None:
     """RAP hands on the total of every target, however large the others are."""
     sampler = Sampler(batch=2)
