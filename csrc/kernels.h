@@ -27,8 +27,9 @@ struct Rule {
 
 enum class Share { kAbsolute, kRatio, kPositive };
 
-// What the first two operands of the quotient are.
-enum class Form { kSplit /* Z+, Z- */, kAbsolute /* z, A */ };
+// What the first two operands of the quotient are. Even and odd: (S+ + S-) / 2 and (S+ - S-) / 2
+// are written in place of S+ and S-, for a way back in the absolute form too; on the CPU alone.
+enum class Form { kSplit /* Z+, Z- */, kAbsolute /* z, A */, kEvenOdd /* z, A */ };
 
 // Element i of a sample is of output channel i / inner % count.
 struct Channels {
@@ -54,6 +55,7 @@ enum class Gate {
   kProduct,  // x g                 (x >= 0, both parts in one gradient)
   kSum,      // x (g + h)           (x >= 0, one gradient for each part)
   kBySign,   // x+ g + |x-| h       (any sign)
+  kEvenOdd,  // |x| g + x h         (any sign, what |W| and W make of Form::kEvenOdd; CPU alone)
 };
 
 // What the uniform shift needs to know of one sample.

@@ -5,8 +5,8 @@
 RAPKERNELS_LIBRARY(RAPKERNELS_NAMESPACE, m) {
   m.def(
       "relprop_linear(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, Tensor? scale, "
-      "str rule, bool nonnegative=False, Tensor? bias=None, float[] parameters=[]) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "str rule, bool nonnegative=False, Tensor? bias=None, float[] parameters=[], "
+      "Tensor? z=None) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "relprop_conv(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
       "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "

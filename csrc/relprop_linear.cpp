@@ -1,4 +1,5 @@
 // The relevance step of a linear layer: RAP's (Eqs. 7-9) and the rules without shift.
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -6,6 +7,7 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "relprop_conv.h"
 #include "split_conv.h"
 #include "state.h"
+#include "targets.h"
 #include "unsplit.h"
 
 namespace rapkernels {
@@ -27,8 +30,13 @@ constexpr auto kDense = at::MemoryFormat::Contiguous;
 // fused step was measured faster up to 1024 rows. Epsilon, which splits nothing, is torch's
 // anywhere.
 constexpr int64_t kManyRows = 33;
-// On the CPU, rows from which a layer is done as a convolution of size 1 by a kernel of our own.
+// On the CPU, rows from which a layer is done as a convolution of size 1 by a kernel of our own, or
+// for inputs of any sign by four matrix products.
 constexpr int64_t kPointwiseRows = 128;
+// Rows that those products are done with at a time, so that what is between them is small.
+constexpr int64_t kRowsAtOnce = 1024;
+// On shorter sums the cancellation of A - |z| is felt in float32.
+constexpr int64_t kShortSum = 64;
 // Outputs whose w+ and |w-| are held at a time.
 constexpr int64_t kSlice = 1024;
 
@@ -37,6 +45,7 @@ struct Incoming {
   Tensor x;
   Tensor relevance;
   OptionalTensor psi;
+  OptionalTensor z;
   Outputs outputs;
   bool nonnegative;
   int64_t rows;    // of x
@@ -93,8 +102,7 @@ Gated unsplit_step(const Incoming& in, const Tensor& w, Tensor& total) {
       [&](const Tensor& s, const Tensor& part) {
         return at::mm(s.view({in.spread, w.size(0)}), part).view(in.shape(s.size(0), w.size(1)));
       }};
-  return UnsplitStep(map, in.x, w, std::nullopt, in.outputs, in.nonnegative)(in.relevance, in.psi,
-                                                                             total);
+  return UnsplitStep(map, in.x, w, in.z, in.outputs, in.nonnegative)(in.relevance, in.psi, total);
 }
 
 // Calls body(first output, w+, |w-|) for each slice of W.
@@ -144,6 +152,51 @@ Gated product_step(const Incoming& in, const Tensor& w, Tensor& total) {
                         : gate(in.x, above.view(shape), below.view(shape), Gate::kBySign);
 }
 
+// With E and O the halves of S+ + S- and of S+ - S-, C = |x| T_|W|(E) + x T_W(O): the absolute form
+// of both ways, four products by the library. It is as exact as S+ and S- of the absolute form are.
+// A contribution without a message is exactly zero: the terms of one sum are then those of the
+// other, negated, and products of one shape add up in one order.
+Gated even_odd_step(const Incoming& in, const Tensor& w, Tensor& total) {
+  const Tensor magnitudes = w.abs();
+  const int64_t samples = in.x.size(0);
+  const int64_t at_once = std::max<int64_t>(1, kRowsAtOnce * samples / in.rows);
+  const Gated out{at::empty(in.shape(in.relevance.size(0), w.size(1)), in.x.options()),
+                  empty_statistics(in.relevance)};
+  total = per_sample(in.relevance);
+  const auto as_rows = [](const Tensor& t) { return t.view({-1, t.size(-1)}); };
+  for (int64_t begin = 0; begin < samples; begin += at_once) {
+    const int64_t count = std::min(at_once, samples - begin);
+    const Tensor x = in.x.narrow(0, begin, count);
+    const Tensor z = in.z ? in.z->narrow(0, begin, count)
+                          : at::mm(as_rows(x), w.t()).view(in.shape(count, w.size(0)));
+    const Tensor a = at::mm(as_rows(x).abs(), magnitudes.t()).view(z.sizes());
+    // All targets of these samples.
+    for (int64_t at = begin; at < in.relevance.size(0); at += samples) {
+      const auto own = [&](const Tensor& t) { return t.narrow(0, at, count); };
+      const Parts s = quotient(z, a, own(in.relevance), narrow_samples(in.psi, at, count),
+                               in.outputs, Form::kEvenOdd, Packing::kApart, kDense);
+      const Tensor values = own(out.values);
+      Tensor even = as_rows(values);
+      at::mm_out(even, as_rows(s.positive), magnitudes);
+      const Tensor odd = at::mm(as_rows(s.negative), w);
+      own(out.statistics).copy_(gate(x, values, odd, Gate::kEvenOdd).statistics);
+      own(total).copy_(s.total);
+    }
+  }
+  return out;
+}
+
+// Whether torch multiplies matrices of float32 as they are.
+bool multiplies_exactly() {
+#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 10)
+  const auto precision =
+      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
+  return precision == at::Float32Precision::NONE || precision == at::Float32Precision::IEEE;
+#else
+  return at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGHEST;
+#endif
+}
+
 // (N, *, features) as (N, features, 1, rows of a sample), in the same memory where t is dense.
 Tensor as_image(const Tensor& t) {
   return t.reshape({t.size(0), 1, -1, t.size(-1)}).permute({0, 3, 1, 2});
@@ -152,8 +205,9 @@ Tensor as_image(const Tensor& t) {
 State relprop_pointwise(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                         const OptionalTensor& psi, const OptionalTensor& scale,
                         std::string_view rule, bool nonnegative, const OptionalTensor& bias,
-                        at::ArrayRef<double> parameters) {
-  State state = relprop_conv(as_image(x), weight.unsqueeze(-1).unsqueeze(-1), std::nullopt,
+                        at::ArrayRef<double> parameters, const OptionalTensor& z) {
+  const OptionalTensor known = z ? OptionalTensor(as_image(*z)) : std::nullopt;
+  State state = relprop_conv(as_image(x), weight.unsqueeze(-1).unsqueeze(-1), known,
                              as_image(relevance), psi, scale, {1, 1}, {0, 0, 0, 0}, {1, 1}, 1, rule,
                              nonnegative, bias, parameters, "fp32");
   auto shape = x.sizes().vec();
@@ -163,29 +217,40 @@ State relprop_pointwise(const Tensor& x, const Tensor& weight, const Tensor& rel
   return state;
 }
 
-bool is_pointwise(const Rule& rule, const Tensor& x, const Tensor& weight, int64_t rows) {
-  if (runs_cuda_kernels(x) || rows < kPointwiseRows || x.scalar_type() != at::kFloat ||
-      x.numel() == 0 || is_unsplit(rule)) {
-    return false;
-  }
+bool has_many_rows(const Rule& rule, const Tensor& x, int64_t rows) {
+  return !runs_cuda_kernels(x) && rows >= kPointwiseRows && x.scalar_type() == at::kFloat &&
+         x.numel() > 0 && !is_unsplit(rule);
+}
+
+bool is_pointwise(const Tensor& x, const Tensor& weight) {
   const ConvShape conv{at::MemoryFormat::ChannelsLast, {1, 1}, {0, 0}, {1, 1}, 1, {0, 0}, {0, 0}};
   return has_split_conv(as_image(x), weight.unsqueeze(-1).unsqueeze(-1), conv);
 }
 
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                      OptionalTensor psi, OptionalTensor scale, std::string_view rule,
-                     bool nonnegative, const OptionalTensor& bias,
-                     at::ArrayRef<double> parameters) {
+                     bool nonnegative, const OptionalTensor& bias, at::ArrayRef<double> parameters,
+                     const OptionalTensor& z) {
   check_linear(kOp, x, weight, relevance);
   check_per_sample(kOp, "psi", psi, relevance);
   check_per_sample(kOp, "scale", scale, relevance);
+  if (z) {
+    auto shape = relevance.sizes().vec();
+    shape[0] = x.size(0);
+    check_like(kOp, "z", *z, "x", x);
+    check_shape(kOp, "z", *z, shape);
+  }
   const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
 
   int64_t rows = 1;
   for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
   const int64_t targets = x.size(0) > 0 ? relevance.size(0) / x.size(0) : 1;
-  if (is_pointwise(parsed, x, weight, rows * targets)) {
-    return relprop_pointwise(x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters);
+  const bool many_rows = has_many_rows(parsed, x, rows * targets);
+  const bool even_odd =
+      many_rows && !nonnegative && weight.size(1) >= kShortSum && multiplies_exactly();
+  if (many_rows && !even_odd && is_pointwise(x, weight)) {
+    return relprop_pointwise(x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters,
+                             z);
   }
   const bool many = runs_cuda_kernels(x) && rows * targets >= kManyRows && x.numel() > 0;
   const bool by_products = many || parsed.kind == Rule::kEpsilon;
@@ -195,11 +260,16 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   };
   Outputs outputs{parsed, std::nullopt, {weight.size(0), 1}};
   if (bias && !parsed.shifts()) outputs.bias = own(*bias);
-  const Incoming in{own(x), own(relevance), psi, outputs, nonnegative, rows, rows * targets};
+  // Rounded to a narrow storage type z is too coarse to be subtracted from.
+  OptionalTensor known;
+  if (z && working_type(x) == x.scalar_type()) known = own(*z);
+  const Incoming in{own(x), own(relevance), psi, known, outputs, nonnegative, rows, rows * targets};
 
   Tensor total;
   Gated gated;
-  if (!by_products) {
+  if (even_odd) {
+    gated = even_odd_step(in, own(weight), total);
+  } else if (!by_products) {
     gated = fused_step(in, weight, total);
   } else if (is_unsplit(parsed)) {
     gated = unsplit_step(in, own(weight), total);

@@ -269,8 +269,10 @@ _WEIGHTS = {
 }
 # A convolution whose weights are larger than its activations splits them slice by slice.
 _SLICED_WEIGHTS = 3
-# Linear layers of so many rows are done as convolutions: see csrc/relprop_linear.cpp.
+# Linear layers of so many rows are done as convolutions, or for inputs of any sign by products with
+# |w|: see csrc/relprop_linear.cpp.
 _POINTWISE_ROWS = 128
+_SHORT_SUM = 64
 # Of everything else two parts, or the three terms of Equilibrium, or what input layers hold until
 # infinities are out: messages of both parts, their sums and those in the result's layout.
 _PARTS = {
@@ -308,14 +310,15 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
     inside = factor * sum(_bytes(tensor) for tensor in (*named.values(), *results))
     copies = _WEIGHTS.get(name, 0)
     if name == "relprop_linear" and named["relevance"][..., 0].numel() >= _POINTWISE_ROWS:
-        copies = _WEIGHTS["relprop_conv"]
+        by_products = not given.get("nonnegative") and weight.shape[1] >= _SHORT_SUM
+        copies = 1 if by_products else _WEIGHTS["relprop_conv"]
     if (
         name in ("relprop_conv", "relprop_linear")
         and copies
         and given.get("groups", 1) == 1
         and _is_sliced(named["x"], weight, named["relevance"])
     ):
-        copies = _SLICED_WEIGHTS
+        copies = min(copies, _SLICED_WEIGHTS)
     inside += (copies + is_half) * _bytes(weight)
     if is_half:
         return 2 * inside

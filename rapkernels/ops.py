@@ -72,10 +72,11 @@ def relprop_linear(
     nonnegative: bool = False,
     bias: Tensor | None = None,
     parameters: Sequence[float] = (),
+    z: Tensor | None = None,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_linear`."""
     result: Relprop = _registered.relprop_linear(
-        x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters
+        x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters, z
     )
     return result
 

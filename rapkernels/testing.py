@@ -60,7 +60,7 @@ Arguments = tuple[Any, ...]
 def _linear(s: Sampler) -> Arguments:
     x, weight = s.activation(s.batch, 5, 17), s.normal(9, 17)
     state = s.relevance(s.batch, 5, 9), *s.pending()
-    return x, weight, *state, "rap", not s.signed, s.normal(9), []
+    return x, weight, *state, "rap", not s.signed, s.normal(9), [], None
 
 
 def _conv(s: Sampler) -> Arguments:

@@ -62,6 +62,8 @@ CASES = [
         (7, zeros(9, 1), "bias must have shape [9], got [9, 1]"),
         (7, zeros(9, dtype=torch.float32), f"bias {LIKE_X}"),
         (8, [0.5], "parameters must be () for rule 'rap', got 1 entries"),
+        (9, zeros(3, 5, 8), "z must have shape [3, 5, 9], got [3, 5, 8]"),
+        (9, zeros(3, 5, 9, dtype=torch.float32), f"z {LIKE_X}"),
     ),
     *rows(
         "relprop_conv",  # x (3, 6, 9, 7), weight (8, 3, 3, 2), relevance (3, 8, 5, 6)
@@ -427,7 +429,7 @@ def test_parameters(
     message: str,
 ) -> None:
     arguments = list(SAMPLES[name](Sampler()))
-    arguments[position], arguments[-1] = rule, parameters
+    arguments[position], arguments[position + 3] = rule, parameters
     with pytest.raises(RuntimeError, match=rf"^{re.escape(f'{name}: parameters {message}')}($|\n)"):
         getattr(operations, name)(*arguments)
 

@@ -16,6 +16,9 @@ RAPKERNELS_CLONES void gate_run(const T* x, const T* first, const T* second, T* 
       c = v * g;
     } else if (form == Gate::kSum) {
       c = v * (g + second[i]);
+    } else if (form == Gate::kEvenOdd) {
+      // Where no message carries anything, the two are each other's negative to the last bit.
+      c = magnitude(v) * (v > T(0) ? g + second[i] : g - second[i]);
     } else {
       c = magnitude(v) * (v > T(0) ? g : second[i]);
     }
@@ -31,6 +34,8 @@ auto pick(Gate form) {
       return gate_run<T, Gate::kProduct>;
     case Gate::kSum:
       return gate_run<T, Gate::kSum>;
+    case Gate::kEvenOdd:
+      return gate_run<T, Gate::kEvenOdd>;
     default:
       return gate_run<T, Gate::kBySign>;
   }

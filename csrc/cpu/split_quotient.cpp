@@ -8,14 +8,34 @@
 namespace rapkernels::cpu {
 namespace {
 
-template <typename T, typename R, Form form>
-RAPKERNELS_CLONES void quotient_run(const T* __restrict first, const T* __restrict second,
+// Loops of their own: with all in one, gcc makes no vectors of some rules.
+template <typename T>
+RAPKERNELS_CLONES void split_run(const T* __restrict z, const T* __restrict absolute,
+                                 T* __restrict positive, T* __restrict negative, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    const Quotient<T> parts = split_absolute(z[i], absolute[i]);
+    positive[i] = parts.positive;
+    negative[i] = parts.negative;
+  }
+}
+
+// S+ and S- become the halves of their sum and their difference; halved first, nothing overflows.
+template <typename T>
+RAPKERNELS_CLONES void halve_run(T* __restrict plus, T* __restrict minus, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    const T half = T(0.5) * plus[i];
+    const T other = T(0.5) * minus[i];
+    plus[i] = half + other;
+    minus[i] = half - other;
+  }
+}
+
+template <typename T, typename R>
+RAPKERNELS_CLONES void quotient_run(const T* __restrict positive, const T* __restrict negative,
                                     const T* __restrict relevance, T* __restrict plus,
                                     T* __restrict minus, int64_t size) {
   for (int64_t i = 0; i < size; ++i) {
-    Quotient<T> z{first[i], second[i]};
-    if (form == Form::kAbsolute) z = split_absolute(first[i], second[i]);
-    const Quotient<T> s = R::quotient(relevance[i], z.positive, z.negative);
+    const Quotient<T> s = R::quotient(relevance[i], positive[i], negative[i]);
     plus[i] = s.positive;
     minus[i] = s.negative;
   }
@@ -27,15 +47,13 @@ RAPKERNELS_CLONES void shift_and_sum(const T* values, T psi, T* out, int64_t siz
   sum->add(out, size);
 }
 
-template <typename T, typename R, Form form>
-RAPKERNELS_CLONES void shares_run(const R rule, const T* __restrict first,
-                                  const T* __restrict second, const T* __restrict relevance,
+template <typename T, typename R>
+RAPKERNELS_CLONES void shares_run(const R rule, const T* __restrict positive,
+                                  const T* __restrict negative, const T* __restrict relevance,
                                   const T* __restrict bias, T* __restrict plus, T* __restrict minus,
                                   T* __restrict absorbed, int64_t size) {
   for (int64_t i = 0; i < size; ++i) {
-    Quotient<T> z{first[i], second[i]};
-    if (form == Form::kAbsolute) z = split_absolute(first[i], second[i]);
-    const Shares<T> s = rule.shares(relevance[i], z.positive, z.negative, bias[i]);
+    const Shares<T> s = rule.shares(relevance[i], positive[i], negative[i], bias[i]);
     plus[i] = s.positive;
     minus[i] = s.negative;
     absorbed[i] = s.absorbed;
@@ -47,27 +65,36 @@ RAPKERNELS_CLONES void sum_run(const T* values, int64_t size, Sum<T>* sum) {
   sum->add(values, size);
 }
 
-// One rule in one form, for elements [i, i + size) of a sample.
-template <typename T, typename R, Form form>
+// One rule, for elements [i, i + size) of a sample.
+template <typename T, typename R>
 struct Run {
   R rule;
   const T* bias;
   Channels channels;
+  Form form;
 
   void operator()(const T* first, const T* second, const T* relevance, T shift, int64_t i, T* plus,
                   T* minus, int64_t size, Sum<T>* sum) const {
+    T positive[kRun];
+    T negative[kRun];
+    if (form != Form::kSplit) {
+      split_run(first, second, positive, negative, size);
+      first = positive;
+      second = negative;
+    }
     T incoming[kRun];
     if constexpr (R::shifts) {
       shift_and_sum(relevance, shift, incoming, size, sum);
-      quotient_run<T, R, form>(first, second, incoming, plus, minus, size);
+      quotient_run<T, R>(first, second, incoming, plus, minus, size);
     } else {
       T offsets[kRun] = {};
       T absorbed[kRun];
       if (bias != nullptr) spread_bias(bias, channels, i, size, offsets);
       shift_run(relevance, shift, incoming, size);
-      shares_run<T, R, form>(rule, first, second, incoming, offsets, plus, minus, absorbed, size);
+      shares_run<T, R>(rule, first, second, incoming, offsets, plus, minus, absorbed, size);
       sum_run(absorbed, size, sum);
     }
+    if (form == Form::kEvenOdd) halve_run(plus, minus, size);
   }
 };
 
@@ -102,14 +129,8 @@ void split_quotient(const T* first, const T* second, const T* relevance, const d
                     const SplitLayout& layout, Form form, const Rule& rule) {
   with_rule<T>(rule, [&](const auto& typed) {
     using R = std::decay_t<decltype(typed)>;
-    const auto run = [&](const auto& of_form) {
-      run_all(of_form, first, second, relevance, psi, parts, total, layout);
-    };
-    if (form == Form::kAbsolute) {
-      run(Run<T, R, Form::kAbsolute>{typed, bias, channels});
-    } else {
-      run(Run<T, R, Form::kSplit>{typed, bias, channels});
-    }
+    const Run<T, R> run{typed, bias, channels, form};
+    run_all(run, first, second, relevance, psi, parts, total, layout);
   });
 }
 

@@ -80,6 +80,7 @@ def relprop_linear(
     nonnegative: bool = False,  # noqa: ARG001
     bias: Tensor | None = None,
     parameters: Sequence[float] = (),
+    z: Tensor | None = None,
 ) -> Relprop:
     """Propagate relevance through ``x weight^T``: RAP (Eqs. 7-9 of the RAP paper) or an LRP rule.
 
@@ -127,6 +128,8 @@ def relprop_linear(
         nonnegative: the caller's promise that no entry of ``x`` is negative, which saves work.
         bias: ``(O,)``, in the dtype of ``x``, or None for 0.
         parameters: those of the rule, finite and at least 0.
+        z: ``(N, *, O)``, ``x weight^T`` without bias, in the dtype of ``x``, where it is at hand
+            already, or None.
 
     Returns:
         ``(values, psi, scale, absorbed)``: values ``(T N, *, I)``, the rest ``(T N,)`` float64.
@@ -140,6 +143,9 @@ def relprop_linear(
     op = "relprop_linear"
     check_linear(op, x, weight, relevance)
     check_pending(op, psi, scale, relevance)
+    if z is not None:
+        check_like(op, "z", z, "x", x)
+        check_shape(op, "z", z, [x.shape[0], *relevance.shape[1:]])
     check_rule(op, rule, parameters, bias, weight)
     return _propagate(LinearMap(), x, weight, relevance, psi, scale, rule, bias, parameters)
 
