@@ -10,6 +10,7 @@
 #include <functional>
 
 #include "convolution.h"
+#include "depthwise.h"
 #include "device.h"
 #include "quotient.h"
 #include "split_conv.h"
@@ -167,6 +168,18 @@ Step grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, cons
   };
 }
 
+// One filter for each channel.
+Step depthwise_step(const Tensor& x, const Tensor& weight, const Outputs& outputs,
+                    const ConvShape& conv) {
+  const auto sums = depthwise_sums(x, weight, conv);
+  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
+    const Parts s = quotient(sums.first, sums.second, relevance, psi, outputs, Form::kSplit,
+                             Packing::kApart, conv.format);
+    total = s.total;
+    return depthwise_contribution(x, weight, s, conv);
+  };
+}
+
 // What does not depend on the relevance is computed here, once for all targets.
 Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Outputs& outputs,
              const ConvShape& conv, bool nonnegative, bool bfloat16) {
@@ -180,6 +193,7 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
     return packed_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
                        nonnegative, bfloat16);
   }
+  if (is_depthwise(x, w, conv)) return depthwise_step(x, w, outputs, conv);
   const Tensor plus = at::empty_like(w);
   const Tensor minus = at::empty_like(w);
   split_weight(w, plus, minus);
