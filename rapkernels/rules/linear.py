@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 from typing_extensions import override
 
 from rapkernels.graph import Ref
@@ -21,11 +23,20 @@ _LAYOUTS: dict[str, tuple[str, str, str | None, bool]] = {
 LINEAR_OPERATIONS = tuple(_LAYOUTS)
 
 
+# Layers of fewer rows read their weights anew for z, which costs less than keeping it.
+_MANY_ROWS = 128
+
+
 class Linear(Rule):
-    """How a linear layer runs; each method's own class hands relevance back."""
+    """How a linear layer runs; each method's own class hands relevance back.
+
+    Attributes:
+        keeps_z: whether the backward is faster where it has the layer without bias.
+    """
+
+    keeps_z: bool = False
 
     family: ClassVar[str] = "linear"
-    fresh = True
     takes_targets = True
 
     def __init__(self, site: Site) -> None:
@@ -45,6 +56,9 @@ class Linear(Rule):
         self._names = names
         self.nonnegative = x.name in site.nonnegative
         self._batch_dim = site.batch_dim(x.name)
+        # Without a bias z is the value itself, which then is not to be overwritten.
+        self.keeps_z = self.keeps_z and len(site.node.shape) > 2
+        self.fresh = not self.keeps_z or arguments.get(names[2] or "") is not None
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
@@ -55,8 +69,15 @@ class Linear(Rule):
         if ctx.bounds is not None:
             low, high = (bound.movedim(self._batch_dim, 0) for bound in ctx.bounds)
             ctx.bounds = low, high
-        ctx.save(x.movedim(self._batch_dim, 0), weight.t() if transposed else weight, bias)
-        return super().forward(ctx, *args, **kwargs)
+        matrix = weight.t() if transposed else weight
+        samples_first = x.movedim(self._batch_dim, 0)
+        if not (self.keeps_z and _is_done_by_products(x)):
+            ctx.save(samples_first, matrix, None, bias)
+            return super().forward(ctx, *args, **kwargs)
+        # Of rows that do not follow each other torch makes a product for each sample.
+        z = functional.linear(x.contiguous(), matrix)
+        ctx.save(samples_first, matrix, z.movedim(self._batch_dim, 0), bias)
+        return z if bias is None else z + bias
 
     @override
     def propagate(self, ctx: Context, relevance: Relevance) -> list[Relevance | None]:
@@ -71,3 +92,8 @@ class Linear(Rule):
         moved = ctx.materialise(state)
         moved = moved.view(ctx.targets, -1, *moved.shape[1:]).movedim(1, dim + 1)
         return [Relevance(moved.flatten(0, 1))]
+
+
+def _is_done_by_products(x: Tensor) -> bool:
+    """Whether ``relprop_linear`` has a use for z: see csrc/relprop_linear.cpp."""
+    return x.dtype == torch.float32 and not x.is_cuda and x[..., 0].numel() >= _MANY_ROWS

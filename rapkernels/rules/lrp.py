@@ -84,13 +84,14 @@ class LrpLinear(Linear):
     """A linear layer with the rule that the composite has for it."""
 
     def __init__(self, site: Site) -> None:
-        super().__init__(site)
         self._rule = _rule_of(site)
         self.name = self._rule.name
+        self.keeps_z = isinstance(self._rule, Contributions)
+        super().__init__(site)
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, bias = ctx.saved
+        x, weight, z, bias = ctx.saved
         rule = self._rule
         if isinstance(rule, ZBox):
             low, high = _bounds(rule, ctx, x)
@@ -120,6 +121,7 @@ class LrpLinear(Linear):
                 self.nonnegative,
                 bias if rule.bias else None,
                 rule.parameters,
+                z,
             )
         )
 

@@ -51,6 +51,8 @@ class RapConvolution(Convolution):
 class RapLinear(Linear):
     """The uniformly shifted contributions of Eqs. 7-9 of the RAP paper; the bias plays no part."""
 
+    keeps_z = True
+
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._variant: Variant = site.settings
@@ -58,12 +60,17 @@ class RapLinear(Linear):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, _ = ctx.saved
+        x, weight, z, _ = ctx.saved
         signed = self._variant.split_signed and not self.nonnegative
 
         def propagate(x: Tensor) -> Relprop:
             result: Relprop = ctx.ops.relprop_linear(
-                x, weight, *relevance, self._variant.linear, signed or self.nonnegative
+                x,
+                weight,
+                *relevance,
+                self._variant.linear,
+                signed or self.nonnegative,
+                z=None if signed else z,
             )
             return result
 
@@ -79,13 +86,15 @@ class FirstLinear(RapLinear):
     shared by the same equation; the authors' code takes the rule of inner layers there.
     """
 
+    keeps_z = False
+
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.name = f"first_{self._variant.first_step}"
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, bias = ctx.saved
+        x, weight, _, bias = ctx.saved
         if ctx.one_hot:
             # One entry of each sample; on the way from the output it has been moved, not mixed.
             start = ctx.materialise(relevance)
