@@ -37,6 +37,7 @@ class Linear(Rule):
     keeps_z: bool = False
 
     family: ClassVar[str] = "linear"
+    fresh = True
     takes_targets = True
 
     def __init__(self, site: Site) -> None:
@@ -58,7 +59,8 @@ class Linear(Rule):
         self._batch_dim = site.batch_dim(x.name)
         # Without a bias z is the value itself, which then is not to be overwritten.
         self.keeps_z = self.keeps_z and len(site.node.shape) > 2
-        self.fresh = not self.keeps_z or arguments.get(names[2] or "") is not None
+        if self.keeps_z and arguments.get(names[2] or "") is None:
+            self.fresh = False
 
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
