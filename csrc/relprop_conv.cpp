@@ -34,8 +34,14 @@ bool use_absolute_form(const Tensor& weight, const ConvShape& conv) {
          weight.numel() / std::max<int64_t>(1, weight.size(0)) >= kShortSum;
 }
 
-// Its own kernel lists the positive weights, which pays where each is used at many positions.
-constexpr int64_t kManyPositions = 2048;
+// Its own kernel lists the positive weights, which pays where each is used at many positions and
+// each position meets several of a channel: products of matrices the library does as fast.
+constexpr int64_t kManyPositions = 768;
+
+bool pays_to_list(const Tensor& weight, const Tensor& z) {
+  const bool is_product = weight.numel() == weight.size(0) * weight.size(1);
+  return !is_product && z.numel() / z.size(1) >= kManyPositions;
+}
 
 void split_weight(const Tensor& weight, const Tensor& positive, const Tensor& negative) {
   RAPKERNELS_DISPATCH(weight, "split_weight", [&] {
@@ -101,8 +107,7 @@ struct Messages {
 Messages absolute_messages(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
                            const ConvShape& conv, bool nonnegative) {
   const Tensor sum = z ? *z : convolve(x, weight, conv);
-  if (nonnegative && sum.numel() / sum.size(1) >= kManyPositions &&
-      has_split_conv(x, weight, conv)) {
+  if (nonnegative && pays_to_list(weight, sum) && has_split_conv(x, weight, conv)) {
     return {sum, split_conv_forward(x, weight, sum, conv), Form::kAbsolute};
   }
   return {sum, convolve(nonnegative ? x : x.abs(), weight.abs(), conv), Form::kAbsolute};
