@@ -7,6 +7,7 @@
 
 #include "device.h"
 #include "targets.h"
+#include "workspace.h"
 #if !defined(RAPKERNELS_EMULATED)
 #include "cpu/depthwise.h"
 #endif
@@ -60,8 +61,8 @@ std::pair<Tensor, Tensor> depthwise_sums(const Tensor& x, const Tensor& weight,
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "depthwise_sums", [&] {
     const auto shape = describe<scalar_t>(x, filters, conv);
     const auto sum = [&] {
-      return at::empty({x.size(0), x.size(1), shape.axes[0].results, shape.axes[1].results},
-                       x.options().memory_format(conv.format));
+      return workspace_empty({x.size(0), x.size(1), shape.axes[0].results, shape.axes[1].results},
+                             x.options().memory_format(conv.format));
     };
     sums = {sum(), sum()};
     cpu::depthwise_sums(shape, x.const_data_ptr<scalar_t>(), x.size(0),

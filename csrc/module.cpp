@@ -1,6 +1,7 @@
 // The Python module: loading it registers the ops; build_info() tells how it was built.
 #include <ATen/Parallel.h>
 #include <pybind11/pybind11.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #ifdef RAPKERNELS_WITH_CUDA
@@ -11,6 +12,7 @@
 #endif
 
 #include "cpu/simd.h"
+#include "workspace.h"
 
 namespace {
 
@@ -64,4 +66,8 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of rapkernels; importing it registers torch.ops.rapkernels.";
   m.def("build_info", &build_info, "How the extension was built, as a dict.");
+  m.def("open_workspace", &rapkernels::open_workspace, "See csrc/workspace.h.");
+  m.def("close_workspace", &rapkernels::close_workspace, "See csrc/workspace.h.");
+  m.def("workspace_empty_like", &rapkernels::workspace_empty_like, pybind11::arg("tensor"),
+        pybind11::arg("format") = pybind11::none(), "See csrc/workspace.h.");
 }

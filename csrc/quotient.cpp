@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 
 #include "device.h"
+#include "workspace.h"
 
 namespace rapkernels {
 
@@ -21,7 +22,7 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
   auto shape = relevance.sizes().vec();
   if (packing == Packing::kApart) {
     shape.insert(shape.begin(), 2);
-    parts.packed = at::empty(shape, relevance.options());
+    parts.packed = workspace_empty(shape, relevance.options());
     layout.sample_stride = size;
     layout.part_offset = samples * size;
     const auto part = [&](int64_t i) {
@@ -32,7 +33,7 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
     parts.negative = part(1);
   } else {
     shape[1] = 2 * channels;
-    parts.packed = at::empty(shape, relevance.options().memory_format(format));
+    parts.packed = workspace_empty(shape, relevance.options().memory_format(format));
     layout.sample_stride = 2 * size;
     layout.part_offset = size;
     if (format != at::MemoryFormat::Contiguous) {
@@ -58,7 +59,7 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
 Part unsplit_quotient(const Tensor& z, const Tensor& relevance, const OptionalTensor& psi,
                       const OptionalTensor& bias, const Channels& channels, double factor,
                       double stabilizer) {
-  Part part{at::empty_like(relevance), per_sample(relevance, 0)};
+  Part part{workspace_empty_like(relevance), per_sample(relevance, 0)};
   const int64_t samples = relevance.size(0);
   RAPKERNELS_DISPATCH(relevance, "unsplit_quotient", [&] {
     device::unsplit_quotient(z.const_data_ptr<scalar_t>(), relevance.const_data_ptr<scalar_t>(),

@@ -3,6 +3,7 @@
 // The convolutions are ATen's; the quotient and the gate around them are ours.
 #include "relprop_conv.h"
 
+#include <ATen/ops/abs.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -17,6 +18,7 @@
 #include "state.h"
 #include "targets.h"
 #include "unsplit.h"
+#include "workspace.h"
 
 namespace rapkernels {
 namespace {
@@ -104,13 +106,19 @@ struct Messages {
   Form form;
 };
 
+Tensor magnitude_of(const Tensor& t) {
+  Tensor out = workspace_empty_like(t);
+  return at::abs_out(out, t);
+}
+
 Messages absolute_messages(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
                            const ConvShape& conv, bool nonnegative) {
   const Tensor sum = z ? *z : convolve(x, weight, conv);
   if (nonnegative && pays_to_list(weight, sum) && has_split_conv(x, weight, conv)) {
     return {sum, split_conv_forward(x, weight, sum, conv), Form::kAbsolute};
   }
-  return {sum, convolve(nonnegative ? x : x.abs(), weight.abs(), conv), Form::kAbsolute};
+  return {sum, convolve(nonnegative ? x : magnitude_of(x), magnitude_of(weight), conv),
+          Form::kAbsolute};
 }
 
 Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus,
@@ -207,16 +215,10 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
                           : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 
-// Bytes of S+ and S- beyond which samples are done one part after the other, each in the memory of
-// the one before: what is larger, malloc takes from the system anew, page by page.
-constexpr int64_t kWorkspace = 32 * 1024 * 1024;
-
 int64_t samples_at_once(const Tensor& x, const Tensor& relevance) {
   const int64_t samples = x.size(0);
   // Several targets share what is prepared for them.
-  if (runs_cuda_kernels(x) || relevance.size(0) > samples) return samples;
-  const int64_t bytes = 2 * static_cast<int64_t>(relevance.nbytes()) / samples;
-  return std::clamp<int64_t>(kWorkspace / std::max<int64_t>(1, bytes), 1, samples);
+  return relevance.size(0) > samples ? samples : parts_at_once(relevance, samples);
 }
 
 }  // namespace

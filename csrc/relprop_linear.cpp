@@ -19,6 +19,7 @@
 #include "state.h"
 #include "targets.h"
 #include "unsplit.h"
+#include "workspace.h"
 
 namespace rapkernels {
 namespace {
@@ -74,7 +75,7 @@ Gated fused_step(const Incoming& in, const Tensor& weight, Tensor& total) {
   const Storage storage = storage_of(w.scalar_type());
   Tensor positive = at::empty({in.rows, outputs}, in.x.options());
   Tensor negative = at::empty_like(positive);
-  Tensor contribution = at::empty(in.shape(in.relevance.size(0), inputs), in.x.options());
+  Tensor contribution = workspace_empty(in.shape(in.relevance.size(0), inputs), in.x.options());
   RAPKERNELS_DISPATCH_ACCUMULATED(in.x, kOp, [&] {
     device::linear_split(in.x.const_data_ptr<scalar_t>(), w.const_data_ptr(), storage,
                          positive.mutable_data_ptr<scalar_t>(),
@@ -160,7 +161,7 @@ Gated even_odd_step(const Incoming& in, const Tensor& w, Tensor& total) {
   const Tensor magnitudes = w.abs();
   const int64_t samples = in.x.size(0);
   const int64_t at_once = std::max<int64_t>(1, kRowsAtOnce * samples / in.rows);
-  const Gated out{at::empty(in.shape(in.relevance.size(0), w.size(1)), in.x.options()),
+  const Gated out{workspace_empty(in.shape(in.relevance.size(0), w.size(1)), in.x.options()),
                   empty_statistics(in.relevance)};
   total = per_sample(in.relevance);
   const auto as_rows = [](const Tensor& t) { return t.view({-1, t.size(-1)}); };

@@ -11,6 +11,7 @@
 #include "device.h"
 #include "state.h"
 #include "targets.h"
+#include "workspace.h"
 
 namespace rapkernels {
 namespace {
@@ -32,7 +33,7 @@ struct Shared {
 
 Shared share(const Tensor& z, const OptionalTensor& bias, const OptionalTensor& taps,
              const Tensor& relevance, const OptionalTensor& psi, const VectorShape& shape) {
-  Shared out{at::empty_like(relevance), {}, per_sample(relevance, 0)};
+  Shared out{workspace_empty_like(relevance), {}, per_sample(relevance, 0)};
   if (bias) {
     out.share = at::empty({relevance.size(0), shape.positions}, z.options().dtype(at::kDouble));
   }

@@ -5,6 +5,7 @@
 
 #include "device.h"
 #include "state.h"
+#include "workspace.h"
 
 namespace rapkernels {
 namespace {
@@ -16,7 +17,7 @@ Tensor apply_shift(const Tensor& values, OptionalTensor psi, OptionalTensor scal
   check_per_sample(op, "psi", psi, values);
   check_per_sample(op, "scale", scale, values);
   const Tensor in = operand(values, values.suggest_memory_format());
-  Tensor out = at::empty_like(in);
+  Tensor out = workspace_empty_like(in);
   const int64_t samples = values.size(0);
   RAPKERNELS_DISPATCH(in, op, [&] {
     device::apply_shift(in.const_data_ptr<scalar_t>(), data_or_null(psi), data_or_null(scale),
@@ -48,7 +49,7 @@ std::tuple<Tensor, Tensor> merge(const Tensor& values_a, OptionalTensor psi_a,
   const Tensor unit = at::maximum(unit_a, unit_b);
   const Tensor factor_a = unit_a / unit;
   const Tensor factor_b = unit_b / unit;
-  Tensor sum = at::empty_like(a);
+  Tensor sum = workspace_empty_like(a);
   const int64_t samples = a.size(0);
   RAPKERNELS_DISPATCH(a, op, [&] {
     device::merge(a.const_data_ptr<scalar_t>(), data_or_null(psi_a), data_or_null(factor_a),

@@ -1,9 +1,8 @@
 #include "split_conv.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include "device.h"
 #include "targets.h"
+#include "workspace.h"
 #if !defined(RAPKERNELS_EMULATED)
 #include "cpu/split_conv.h"
 #endif
@@ -52,7 +51,7 @@ bool has_split_conv(const Tensor& x, const Tensor& weight, const ConvShape& conv
 
 Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z,
                           const ConvShape& conv) {
-  Tensor a = at::empty_like(z);
+  Tensor a = workspace_empty_like(z);
   cpu::split_conv_forward(describe(x, weight, conv), x.const_data_ptr<float>(),
                           z.const_data_ptr<float>(), x.size(0), a.mutable_data_ptr<float>());
   return a;

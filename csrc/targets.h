@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "state.h"
+#include "workspace.h"
 
 namespace rapkernels {
 
@@ -20,12 +21,22 @@ inline int64_t targets_of(const Tensor& x, const Tensor& relevance) {
 inline Tensor empty_for_targets(const Tensor& x, const Tensor& relevance, at::MemoryFormat format) {
   auto shape = x.sizes().vec();
   shape[0] = relevance.size(0);
-  return at::empty(shape, x.options().memory_format(format));
+  return workspace_empty(shape, x.options().memory_format(format));
 }
 
 // Samples of the quotients that are held at a time, where x has no more: a convolution's S+ and S-
 // are twice as large as its output.
 constexpr int64_t kSamplesAtOnce = 16;
+// On the CPU, bytes of S+ and S- beyond which less is done at a time, one part in the memory of the
+// one before: what is larger, malloc takes from the system anew, page by page.
+constexpr int64_t kWorkspace = 32 * 1024 * 1024;
+
+// How many of `count` equal parts of a relevance fill the workspace.
+inline int64_t parts_at_once(const Tensor& relevance, int64_t count) {
+  if (!relevance.is_cpu()) return count;
+  const int64_t bytes = std::max<int64_t>(1, 2 * static_cast<int64_t>(relevance.nbytes()) / count);
+  return std::clamp<int64_t>(kWorkspace / bytes, 1, count);
+}
 
 inline OptionalTensor narrow_samples(const OptionalTensor& t, int64_t begin, int64_t length) {
   if (!t) return t;
@@ -54,7 +65,7 @@ class JoinedState {
       auto shape = part.sizes().vec();
       shape[0] = all_;
       const auto of_whole = part.dim() > 1 ? format_ : at::MemoryFormat::Contiguous;
-      whole = at::empty(shape, part.options().memory_format(of_whole));
+      whole = workspace_empty(shape, part.options().memory_format(of_whole));
     }
     whole.narrow(0, begin_, part.size(0)).copy_(part);
   }
@@ -66,13 +77,14 @@ class JoinedState {
 };
 
 // The state of step(relevance, psi, scale) -> State, called for as many whole targets at a time as
-// kSamplesAtOnce allows; x has `samples` of them. Values are in `format`.
+// kSamplesAtOnce and kWorkspace allow; x has `samples` of them. Values are in `format`.
 template <typename Step>
 State for_target_chunks(const Tensor& relevance, const OptionalTensor& psi,
                         const OptionalTensor& scale, int64_t samples, at::MemoryFormat format,
                         const Step& step) {
   const int64_t all = relevance.size(0);
-  const int64_t chunk = samples * std::max<int64_t>(1, kSamplesAtOnce / samples);
+  const int64_t targets = std::max<int64_t>(1, kSamplesAtOnce / samples);
+  const int64_t chunk = samples * std::min(targets, parts_at_once(relevance, all / samples));
   if (all <= chunk) return step(relevance, psi, scale);
   JoinedState joined(all, format);
   for (int64_t begin = 0; begin < all; begin += chunk) {

@@ -18,6 +18,11 @@ def has_ext() -> bool:
     return _C is not None
 
 
+def native() -> Any:
+    """The module of the extension; None where it is not loaded."""
+    return _C
+
+
 def has_cuda() -> bool:
     """Whether the native ops have CUDA kernels."""
     return _C is not None and bool(_C.build_info()["cuda"])

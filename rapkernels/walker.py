@@ -15,6 +15,7 @@ from rapkernels.graph import Ref, map_refs, refs
 from rapkernels.program import Program, Step
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context
+from rapkernels.workspace import workspace
 
 Bounds = tuple[Tensor, Tensor]
 Tensors = Sequence[Tensor]
@@ -131,23 +132,24 @@ class Walk:
         targets = start.shape[0] // self.value.shape[0]
         arrived: dict[str, Relevance] = {end: Relevance(start)}
         layers: dict[str, Tensor] = {}
-        for step in reversed(self.program.steps):
-            name = step.node.name
-            context = self._contexts.pop(name, None)
-            relevance = arrived.pop(name, None)
-            if step.rule is None or context is None or relevance is None:
-                continue
-            context.targets, context.one_hot = targets, one_hot
-            if name in exposed:
-                layers[name] = step.rule.at_output(self._materialise(relevance))
-            with self._timed("backward", step):
-                context.saved = tuple(map(self._found, context.saved))
-                states = step.rule.propagate(context, relevance)
-                for source, state in zip(step.inputs, states, strict=True):
-                    if state is not None:
-                        arrived[source] = self._merge(arrived.get(source), state)
-            if self._observer is not None:
-                self._observer.went_back(step, context, relevance, states)
+        with workspace():
+            for step in reversed(self.program.steps):
+                name = step.node.name
+                context = self._contexts.pop(name, None)
+                relevance = arrived.pop(name, None)
+                if step.rule is None or context is None or relevance is None:
+                    continue
+                context.targets, context.one_hot = targets, one_hot
+                if name in exposed:
+                    layers[name] = step.rule.at_output(self._materialise(relevance))
+                with self._timed("backward", step):
+                    context.saved = tuple(map(self._found, context.saved))
+                    states = step.rule.propagate(context, relevance)
+                    for source, state in zip(step.inputs, states, strict=True):
+                        if state is not None:
+                            arrived[source] = self._merge(arrived.get(source), state)
+                if self._observer is not None:
+                    self._observer.went_back(step, context, relevance, states)
         found = {
             name: self._materialise(arrived[name]) for name in graph.explained if name in arrived
         }

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from rapkernels.fusion import CONVOLUTIONS, batch_norm_operands, is_convolution
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
+from rapkernels.workspace import empty_like
 
 _CONVOLVE: dict[int, Callable[..., Tensor]] = {
     1: functional.conv1d,
@@ -73,8 +74,10 @@ class Convolution(Rule):
     @override
     def remake(self, ctx: Context) -> Tensor:
         _, _, z, bias = ctx.saved
-        result: Tensor = z if bias is None else z + bias.view(-1, *[1] * self.dimensions)
-        return result
+        if bias is None:
+            result: Tensor = z
+            return result
+        return torch.add(z, bias.view(-1, *[1] * self.dimensions), out=empty_like(z))
 
     def geometry(self, weight: Tensor) -> tuple[list[int], list[int], list[int], int]:
         """Stride, (low, high) padding per spatial dimension, dilation and groups."""
@@ -111,7 +114,7 @@ class Convolution(Rule):
         if self.batch_norm is None:
             return weight
         scale = self._batch_norm_scale(ctx).view(-1, *[1] * (weight.dim() - 1))
-        folded = torch.empty_like(weight, memory_format=suggest_memory_format(x))
+        folded = empty_like(weight, suggest_memory_format(x))
         return torch.mul(weight, scale, out=folded)
 
     def folded_bias(self, ctx: Context, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:

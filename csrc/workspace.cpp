@@ -1,0 +1,148 @@
+#include "workspace.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/impl/alloc_cpu.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <utility>
+
+namespace rapkernels {
+namespace {
+
+// Bytes of a tensor from which malloc may have to ask the system.
+constexpr size_t kSmallest = 128 * 1024;
+// A tensor takes memory of at most so many times its size.
+constexpr double kLargestFit = 1.5;
+// Bytes that wait unused.
+constexpr size_t kMostUnused = 64 * 1024 * 1024;
+
+// Tensors may be freed by any thread, and after the workspace has been closed.
+class Pool {
+ public:
+  ~Pool() { drop_all(); }
+
+  // At least `bytes`, and how many there are.
+  std::pair<void*, size_t> take(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = unused_.lower_bound(bytes);
+    if (found != unused_.end() &&
+        static_cast<double>(found->first) <= kLargestFit * static_cast<double>(bytes)) {
+      const auto [size, data] = *found;
+      remove(found);
+      return {data, size};
+    }
+    make_room(bytes);
+    return {c10::alloc_cpu(bytes), bytes};
+  }
+
+  void give_back(void* data, size_t size) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (!is_open_ || size > kMostUnused) {
+      c10::free_cpu(data);
+      return;
+    }
+    make_room(size);
+    unused_.emplace(size, data);
+    unused_bytes_ += size;
+  }
+
+  void close() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    is_open_ = false;
+    drop_all();
+  }
+
+ private:
+  using Blocks = std::multimap<size_t, void*>;  // by size
+
+  // Relevance goes towards larger images: what is small has had its turn.
+  void make_room(size_t bytes) {
+    while (!unused_.empty() && unused_bytes_ + bytes > kMostUnused) drop(unused_.begin());
+  }
+
+  void remove(Blocks::iterator block) {
+    unused_bytes_ -= block->first;
+    unused_.erase(block);
+  }
+
+  void drop(Blocks::iterator block) {
+    c10::free_cpu(block->second);
+    remove(block);
+  }
+
+  void drop_all() {
+    while (!unused_.empty()) drop(unused_.begin());
+  }
+
+  std::mutex mutex_;
+  Blocks unused_;
+  size_t unused_bytes_ = 0;
+  bool is_open_ = true;
+};
+
+thread_local std::shared_ptr<Pool> pool;
+thread_local int64_t depth = 0;
+
+struct Block {
+  std::shared_ptr<Pool> pool;
+  void* data;
+  size_t size;
+};
+
+void release(void* context) {
+  const std::unique_ptr<Block> block(static_cast<Block*>(context));
+  c10::profiledCPUMemoryReporter().Delete(block->data);
+  block->pool->give_back(block->data, block->size);
+}
+
+class Allocator final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    if (pool == nullptr || bytes < kSmallest) return c10::GetCPUAllocator()->allocate(bytes);
+    const auto [data, size] = pool->take(bytes);
+    c10::profiledCPUMemoryReporter().New(data, bytes);
+    return {data, new Block{pool, data, size}, &release, at::kCPU};
+  }
+
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    default_copy_data(to, from, bytes);
+  }
+};
+
+Allocator allocator;
+
+}  // namespace
+
+void open_workspace() {
+  if (depth++ == 0) pool = std::make_shared<Pool>();
+}
+
+void close_workspace() {
+  if (--depth == 0) {
+    pool->close();
+    pool = nullptr;
+  }
+}
+
+Tensor workspace_empty(at::IntArrayRef shape, const at::TensorOptions& options) {
+  if (pool == nullptr || !options.device().is_cpu()) return at::empty(shape, options);
+  return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                   options.dtype().toScalarType(), options.memory_format_opt());
+}
+
+Tensor workspace_empty_like(const Tensor& t, std::optional<at::MemoryFormat> format) {
+  if (format) return workspace_empty(t.sizes(), t.options().memory_format(*format));
+  if (pool == nullptr || !t.is_cpu() || !t.is_non_overlapping_and_dense()) {
+    return at::empty_like(t);
+  }
+  return at::detail::empty_strided_generic(t.sizes(), t.strides(), &allocator,
+                                           c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                           t.scalar_type());
+}
+
+}  // namespace rapkernels
