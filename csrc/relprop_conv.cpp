@@ -37,12 +37,13 @@ bool use_absolute_form(const Tensor& weight, const ConvShape& conv) {
 }
 
 // Its own kernel lists the positive weights, which pays where each is used at many positions and
-// each position meets several of a channel: products of matrices the library does as fast.
-constexpr int64_t kManyPositions = 768;
+// each position meets several of a channel: products of matrices the library does as fast. Of one
+// sample, so that its bits do not depend on the others.
+constexpr int64_t kManyPositions = 196;
 
 bool pays_to_list(const Tensor& weight, const Tensor& z) {
   const bool is_product = weight.numel() == weight.size(0) * weight.size(1);
-  return !is_product && z.numel() / z.size(1) >= kManyPositions;
+  return !is_product && z.numel() / (z.size(0) * z.size(1)) >= kManyPositions;
 }
 
 void split_weight(const Tensor& weight, const Tensor& positive, const Tensor& negative) {
