@@ -66,8 +66,11 @@ pybind11::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of rapkernels; importing it registers torch.ops.rapkernels.";
   m.def("build_info", &build_info, "How the extension was built, as a dict.");
-  m.def("open_workspace", &rapkernels::open_workspace, "See csrc/workspace.h.");
-  m.def("close_workspace", &rapkernels::close_workspace, "See csrc/workspace.h.");
+  pybind11::class_<rapkernels::Workspace>(m, "Workspace", "See csrc/workspace.h.")
+      .def(pybind11::init<>())
+      .def("open", &rapkernels::Workspace::open)
+      .def("close", &rapkernels::Workspace::close)
+      .def_property_readonly("unused_bytes", &rapkernels::Workspace::unused_bytes);
   m.def("workspace_empty_like", &rapkernels::workspace_empty_like, pybind11::arg("tensor"),
         pybind11::arg("format") = pybind11::none(), "See csrc/workspace.h.");
 }

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 namespace rapkernels {
 namespace {
@@ -21,7 +22,9 @@ constexpr double kLargestFit = 1.5;
 // Bytes that wait unused.
 constexpr size_t kMostUnused = 64 * 1024 * 1024;
 
-// Tensors may be freed by any thread, and after the workspace has been closed.
+}  // namespace
+
+// Tensors may be freed by any thread, and after the workspace has died.
 class Pool {
  public:
   ~Pool() { drop_all(); }
@@ -42,7 +45,7 @@ class Pool {
 
   void give_back(void* data, size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (!is_open_ || size > kMostUnused) {
+    if (is_retired_ || size > kMostUnused) {
       c10::free_cpu(data);
       return;
     }
@@ -51,10 +54,15 @@ class Pool {
     unused_bytes_ += size;
   }
 
-  void close() {
+  void retire() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    is_open_ = false;
+    is_retired_ = true;
     drop_all();
+  }
+
+  size_t unused_bytes() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return unused_bytes_;
   }
 
  private:
@@ -79,14 +87,16 @@ class Pool {
     while (!unused_.empty()) drop(unused_.begin());
   }
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   Blocks unused_;
   size_t unused_bytes_ = 0;
-  bool is_open_ = true;
+  bool is_retired_ = false;
 };
 
-thread_local std::shared_ptr<Pool> pool;
-thread_local int64_t depth = 0;
+namespace {
+
+// Of this thread, the innermost last.
+thread_local std::vector<std::shared_ptr<Pool>> open_pools;
 
 struct Block {
   std::shared_ptr<Pool> pool;
@@ -103,10 +113,10 @@ void release(void* context) {
 class Allocator final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
-    if (pool == nullptr || bytes < kSmallest) return c10::GetCPUAllocator()->allocate(bytes);
-    const auto [data, size] = pool->take(bytes);
+    if (open_pools.empty() || bytes < kSmallest) return c10::GetCPUAllocator()->allocate(bytes);
+    const auto [data, size] = open_pools.back()->take(bytes);
     c10::profiledCPUMemoryReporter().New(data, bytes);
-    return {data, new Block{pool, data, size}, &release, at::kCPU};
+    return {data, new Block{open_pools.back(), data, size}, &release, at::kCPU};
   }
 
   void copy_data(void* to, const void* from, size_t bytes) const override {
@@ -118,26 +128,23 @@ Allocator allocator;
 
 }  // namespace
 
-void open_workspace() {
-  if (depth++ == 0) pool = std::make_shared<Pool>();
-}
+Workspace::Workspace() : pool_(std::make_shared<Pool>()) {}
+Workspace::~Workspace() { pool_->retire(); }
 
-void close_workspace() {
-  if (--depth == 0) {
-    pool->close();
-    pool = nullptr;
-  }
-}
+void Workspace::open() { open_pools.push_back(pool_); }
+void Workspace::close() { open_pools.pop_back(); }
+
+size_t Workspace::unused_bytes() const { return pool_->unused_bytes(); }
 
 Tensor workspace_empty(at::IntArrayRef shape, const at::TensorOptions& options) {
-  if (pool == nullptr || !options.device().is_cpu()) return at::empty(shape, options);
+  if (open_pools.empty() || !options.device().is_cpu()) return at::empty(shape, options);
   return at::detail::empty_generic(shape, &allocator, c10::DispatchKeySet(c10::DispatchKey::CPU),
                                    options.dtype().toScalarType(), options.memory_format_opt());
 }
 
 Tensor workspace_empty_like(const Tensor& t, std::optional<at::MemoryFormat> format) {
   if (format) return workspace_empty(t.sizes(), t.options().memory_format(*format));
-  if (pool == nullptr || !t.is_cpu() || !t.is_non_overlapping_and_dense()) {
+  if (open_pools.empty() || !t.is_cpu() || !t.is_non_overlapping_and_dense()) {
     return at::empty_like(t);
   }
   return at::detail::empty_strided_generic(t.sizes(), t.strides(), &allocator,

@@ -17,6 +17,7 @@ from rapkernels.outputs import OutputPath
 from rapkernels.program import Program, compile_program
 from rapkernels.rules.base import Method
 from rapkernels.rules.registry import table_version
+from rapkernels.workspace import Workspace
 
 _CAPACITY = 32
 
@@ -25,12 +26,16 @@ class ProgramCache:
     """Programs of one module by input shape and method; safe to share between threads.
 
     Neither parameters nor the module itself are held.
+
+    Attributes:
+        workspace: memory that the calls for this module hand on.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._graphs: OrderedDict[tuple[Any, ...], Graph] = OrderedDict()
         self._programs: OrderedDict[tuple[Any, ...], Program] = OrderedDict()
+        self.workspace = Workspace()
 
     def graph(self, module: nn.Module, x: Any, output: OutputPath = ()) -> Graph:
         """The graph for inputs like ``x``, up to one output; exports the module if it must.

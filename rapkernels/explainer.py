@@ -313,7 +313,10 @@ class Explainer(ABC):
 
     def _walk(self, program: Program, inputs: Inputs, recorder: Recorder | None = None) -> Walk:
         values = program.graph.values(self.model)
-        return Walk(program, values, resolve_backend(self.backend, inputs.device), recorder)
+        ops = resolve_backend(self.backend, inputs.device)
+        # What waits in a workspace would come on top of what a limit has been told.
+        workspace = cache_of(self.model).workspace if self.max_memory is None else None
+        return Walk(program, values, ops, recorder, workspace)
 
     def _attribute(
         self,

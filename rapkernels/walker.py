@@ -15,7 +15,7 @@ from rapkernels.graph import Ref, map_refs, refs
 from rapkernels.program import Program, Step
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context
-from rapkernels.workspace import workspace
+from rapkernels.workspace import Workspace
 
 Bounds = tuple[Tensor, Tensor]
 Tensors = Sequence[Tensor]
@@ -46,6 +46,7 @@ class Walk:
         values: parameters and constants by name, from :meth:`rapkernels.graph.Graph.values`.
         ops: the module of relevance operations.
         observer: sees each step.
+        workspace: memory that it may use and leave; None for what it asks the system for.
 
     Attributes:
         program: what it runs.
@@ -61,11 +62,13 @@ class Walk:
         values: Mapping[str, Any],
         ops: ModuleType,
         observer: Observer | None = None,
+        workspace: Workspace | None = None,
     ) -> None:
         self.program = program
         self._values = dict(values)
         self._ops = ops
         self._observer = observer
+        self._workspace = workspace
         self._contexts: dict[str, Context] = {}
 
     def forward(self, inputs: Tensors, bounds: Bounds | None = None) -> Tensor:
@@ -132,7 +135,7 @@ class Walk:
         targets = start.shape[0] // self.value.shape[0]
         arrived: dict[str, Relevance] = {end: Relevance(start)}
         layers: dict[str, Tensor] = {}
-        with workspace():
+        with self._with_workspace():
             for step in reversed(self.program.steps):
                 name = step.node.name
                 context = self._contexts.pop(name, None)
@@ -155,7 +158,14 @@ class Walk:
         }
         return found, layers
 
+    def _with_workspace(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._workspace is None else self._workspace.opened()
+
     def _run_head(self, inputs: Tensors, bounds: Bounds | None) -> dict[str, Any]:
+        with self._with_workspace():
+            return self._run_steps_of_head(inputs, bounds)
+
+    def _run_steps_of_head(self, inputs: Tensors, bounds: Bounds | None) -> dict[str, Any]:
         graph = self.program.graph
         mapped = {} if bounds is None else self._map_bounds(bounds)
         live: dict[str, Any] = {**self._values, **dict(zip(graph.inputs, inputs, strict=True))}

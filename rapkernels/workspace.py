@@ -1,9 +1,10 @@
-"""Memory that the operations of one call on the CPU hand on among them: see csrc/workspace.h."""
+"""Memory that CPU operations hand on, within a call and to the next: see csrc/workspace.h."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,18 +12,29 @@ from torch import Tensor
 from rapkernels import _library
 
 
-@contextmanager
-def workspace() -> Iterator[None]:
-    """While it is open, tensors of this thread take memory that others have left."""
-    native = _library.native()
-    if native is None:
-        yield
-        return
-    native.open_workspace()
-    try:
-        yield
-    finally:
-        native.close_workspace()
+class Workspace:
+    """Keeps at most 64 MiB from one call to the next, until it dies; threads may share it."""
+
+    def __init__(self) -> None:
+        native = _library.native()
+        self._native: Any = None if native is None else native.Workspace()
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """While it is open, large tensors of this thread take memory that others have left."""
+        if self._native is None:
+            yield
+            return
+        self._native.open()
+        try:
+            yield
+        finally:
+            self._native.close()
+
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes that wait for the next tensor."""
+        return 0 if self._native is None else int(self._native.unused_bytes)
 
 
 def empty_like(tensor: Tensor, memory_format: torch.memory_format | None = None) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ import torch
 from torch import nn
 
 import rapkernels as rk
-from rapkernels import _library, walker
-from rapkernels.workspace import empty_like, workspace
+from rapkernels import _library
+from rapkernels.cache import cache_of
+from rapkernels.workspace import Workspace, empty_like
 from tests.explainers import METHODS, explainer
 from tests.networks import Function, drawn, seeded
 
@@ -52,8 +55,16 @@ def test_results_are_those_without(method: str, monkeypatch: pytest.MonkeyPatch)
     copied = found.clone()
     made.attribute_targets(other, [0, 3])
     assert torch.equal(found, copied)
-    monkeypatch.setattr(walker, "workspace", nullcontext)
+    opened = []
+
+    @contextmanager
+    def never(self: Workspace) -> Iterator[None]:
+        opened.append(self)
+        yield
+
+    monkeypatch.setattr(Workspace, "opened", never)
     assert torch.equal(found, made.attribute_targets(x, [0, 3]))
+    assert opened
 
 
 def test_relevance_of_layers_stays() -> None:
@@ -67,19 +78,57 @@ def test_relevance_of_layers_stays() -> None:
     assert all(map(torch.equal, layers.values(), copies))
 
 
-def test_memory_is_handed_on_and_given_back() -> None:
+def test_memory_is_handed_on_and_to_the_next_call() -> None:
     like = torch.empty(1 << 20)
-    with workspace():
+    workspace = Workspace()
+    with workspace.opened():
         memory = empty_like(like).data_ptr()
-        with workspace():
+        with workspace.opened():
             again = empty_like(like)
         assert again.data_ptr() == memory
     again.fill_(1)
-    with pytest.raises(ZeroDivisionError), workspace():
+    with pytest.raises(ZeroDivisionError), workspace.opened():
         raise ZeroDivisionError
-    with workspace():
-        assert empty_like(like).data_ptr() != again.data_ptr()
+    with workspace.opened():
+        other = empty_like(like).fill_(2)
     assert bool((again == 1).all())
+    waiting = other.data_ptr()
+    del other
+    assert workspace.unused_bytes == 4 << 20
+    with workspace.opened():
+        assert empty_like(like).data_ptr() == waiting
+    with Workspace().opened():
+        assert empty_like(like).data_ptr() != again.data_ptr()
+    del workspace
+    assert bool((again == 1).all())
+
+
+def test_a_model_keeps_no_more_than_it_says() -> None:
+    model = _model()
+    made = rk.RAP(model)
+    workspace = cache_of(model).workspace
+    assert workspace.unused_bytes == 0
+    made.attribute(drawn(8, 3, 48, 48), 1)
+    kept = workspace.unused_bytes
+    assert 0 < kept <= 64 << 20
+    made.attribute(drawn(8, 3, 48, 48), 1)
+    assert workspace.unused_bytes == kept
+
+
+def test_a_limit_of_memory_is_not_exceeded_by_what_waits() -> None:
+    model = _model()
+    rk.RAP(model, max_memory="1GB").attribute(drawn(8, 3, 48, 48), 1)
+    assert cache_of(model).workspace.unused_bytes == 0
+
+
+def test_threads_may_share_it() -> None:
+    made = rk.RAP(_model())
+    inputs = [drawn(8, 3, 48, 48, seed=seed) for seed in range(4)]
+    wanted = [made.attribute(x, 1) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            found = list(pool.map(lambda x: made.attribute(x, 1), inputs))
+            assert all(map(torch.equal, found, wanted))
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -90,7 +139,7 @@ def test_what_is_made_is_like_torch_makes_it(device: str) -> None:
         torch.empty(1 << 20, dtype=torch.float64, device=device)[::2],
         torch.empty(0, device=device),
     ):
-        with workspace():
+        with Workspace().opened():
             made = empty_like(like)
         wanted = torch.empty_like(like)
         assert (made.shape, made.stride()) == (wanted.shape, wanted.stride())
@@ -99,5 +148,5 @@ def test_what_is_made_is_like_torch_makes_it(device: str) -> None:
 
 def test_works_without_the_extension(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_library, "_C", None)
-    with workspace():
+    with Workspace().opened():
         assert empty_like(torch.empty(3)).shape == (3,)

@@ -3,6 +3,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -17,7 +18,8 @@ constexpr int64_t kMany = 1 << 20;
 Tensor made(int64_t size) { return workspace_empty({size}, at::TensorOptions(at::kFloat)); }
 
 void test_memory_is_handed_on() {
-  open_workspace();
+  Workspace workspace;
+  workspace.open();
   Tensor first = made(kMany);
   const void* memory = first.data_ptr();
   const Tensor beside = made(kMany);
@@ -28,39 +30,60 @@ void test_memory_is_handed_on() {
   Tensor smaller = workspace_empty_like(at::empty({3 * kMany / 4}));
   CHECK(smaller.data_ptr() == memory);
   smaller.reset();
-  open_workspace();
-  close_workspace();
+  workspace.close();
+  CHECK(workspace.unused_bytes() == kMany * sizeof(float));
+  workspace.open();
   Tensor again = made(kMany);
   CHECK(again.data_ptr() == memory);
   std::thread([&] { again.reset(); }).join();
   CHECK(made(kMany).data_ptr() == memory);
-  close_workspace();
+  workspace.close();
 }
 
 void test_tensors_outlive_it() {
-  open_workspace();
+  auto workspace = std::make_unique<Workspace>();
+  workspace->open();
   const Tensor kept = made(kMany).fill_(3);
-  close_workspace();
+  workspace->close();
+  workspace.reset();
   const Tensor other = made(kMany).fill_(4);
   CHECK(kept[kMany - 1].item<float>() == 3);
   CHECK(other[0].item<float>() == 4);
 }
 
-void test_threads_have_their_own() {
-  open_workspace();
+void test_the_innermost_counts() {
+  Workspace outer;
+  Workspace inner;
+  outer.open();
+  inner.open();
+  made(kMany);
+  inner.close();
+  CHECK(inner.unused_bytes() == kMany * sizeof(float));
+  CHECK(outer.unused_bytes() == 0);
+  made(kMany);
+  CHECK(outer.unused_bytes() == kMany * sizeof(float));
+  outer.close();
+}
+
+void test_threads_share_it() {
+  Workspace workspace;
+  workspace.open();
+  const Tensor here = made(kMany).fill_(2);
   const void* memory = made(kMany).data_ptr();
   std::thread([&] {
-    open_workspace();
-    CHECK(made(kMany).fill_(1).data_ptr() != memory);
-    close_workspace();
+    CHECK(made(kMany).data_ptr() != memory);
+    workspace.open();
+    CHECK(made(kMany).fill_(1).data_ptr() == memory);
+    workspace.close();
   }).join();
-  CHECK(made(kMany).data_ptr() == memory);
-  close_workspace();
+  CHECK(here[0].item<float>() == 2);
+  workspace.close();
 }
 
 // More memory is left than may wait: what is dropped is not handed out.
 void test_more_is_left_than_waits() {
-  open_workspace();
+  Workspace workspace;
+  workspace.open();
   std::vector<Tensor> tensors;
   for (int64_t i = 0; i < 8; ++i) tensors.push_back(made(4 * kMany).fill_(1));
   const void* last = tensors.back().data_ptr();
@@ -77,18 +100,19 @@ void test_more_is_left_than_waits() {
   }
   const Tensor largest = made(32 * kMany).fill_(2);
   CHECK(largest[32 * kMany - 1].item<float>() == 2);
-  close_workspace();
+  workspace.close();
 }
 
 void test_layouts() {
-  open_workspace();
+  Workspace workspace;
+  workspace.open();
   const auto last = at::TensorOptions(at::kDouble).memory_format(at::MemoryFormat::ChannelsLast);
   const Tensor image = workspace_empty({2, 64, 40, 40}, last);
   CHECK(image.is_contiguous(at::MemoryFormat::ChannelsLast));
   CHECK(workspace_empty_like(image).strides() == image.strides());
   CHECK(workspace_empty_like(image).scalar_type() == at::kDouble);
   CHECK(workspace_empty_like(image.select(1, 3)).sizes() == at::IntArrayRef({2, 40, 40}));
-  close_workspace();
+  workspace.close();
 }
 
 }  // namespace
@@ -96,7 +120,8 @@ void test_layouts() {
 int main() {
   test_memory_is_handed_on();
   test_tensors_outlive_it();
-  test_threads_have_their_own();
+  test_the_innermost_counts();
+  test_threads_share_it();
   test_more_is_left_than_waits();
   test_layouts();
   return report();
