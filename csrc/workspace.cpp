@@ -6,6 +6,12 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <algorithm>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,8 +25,25 @@ namespace {
 constexpr size_t kSmallest = 128 * 1024;
 // A tensor takes memory of at most so many times its size.
 constexpr double kLargestFit = 1.5;
-// Bytes that wait unused.
+// Bytes that wait unused between calls; within one, as many as its largest tensor has, which is
+// what relevance of many targets is handed on in.
 constexpr size_t kMostUnused = 64 * 1024 * 1024;
+// Bytes from which memory comes from the system each time, where huge pages spare most of the
+// faults; so many bytes are one of them.
+constexpr size_t kHuge = 32 * 1024 * 1024;
+constexpr size_t kHugePage = 2 * 1024 * 1024;
+
+void* allocate(size_t bytes) {
+#if defined(__linux__)
+  void* data = nullptr;
+  if (bytes >= kHuge && posix_memalign(&data, kHugePage, bytes) == 0) {
+    // Advice that may be ignored.
+    madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    return data;
+  }
+#endif
+  return c10::alloc_cpu(bytes);
+}
 
 }  // namespace
 
@@ -39,19 +62,32 @@ class Pool {
       remove(found);
       return {data, size};
     }
+    most_unused_ = std::max(most_unused_, bytes);
     make_room(bytes);
-    return {c10::alloc_cpu(bytes), bytes};
+    return {allocate(bytes), bytes};
   }
 
   void give_back(void* data, size_t size) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (is_retired_ || size > kMostUnused) {
+    if (is_retired_ || size > most_unused_) {
       c10::free_cpu(data);
       return;
     }
     make_room(size);
     unused_.emplace(size, data);
     unused_bytes_ += size;
+  }
+
+  void open() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    ++open_;
+  }
+
+  void close() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (--open_ > 0) return;
+    most_unused_ = kMostUnused;
+    make_room(0);
   }
 
   void retire() {
@@ -70,7 +106,7 @@ class Pool {
 
   // Relevance goes towards larger images: what is small has had its turn.
   void make_room(size_t bytes) {
-    while (!unused_.empty() && unused_bytes_ + bytes > kMostUnused) drop(unused_.begin());
+    while (!unused_.empty() && unused_bytes_ + bytes > most_unused_) drop(unused_.begin());
   }
 
   void remove(Blocks::iterator block) {
@@ -90,6 +126,8 @@ class Pool {
   mutable std::mutex mutex_;
   Blocks unused_;
   size_t unused_bytes_ = 0;
+  size_t most_unused_ = kMostUnused;
+  int64_t open_ = 0;
   bool is_retired_ = false;
 };
 
@@ -131,8 +169,15 @@ Allocator allocator;
 Workspace::Workspace() : pool_(std::make_shared<Pool>()) {}
 Workspace::~Workspace() { pool_->retire(); }
 
-void Workspace::open() { open_pools.push_back(pool_); }
-void Workspace::close() { open_pools.pop_back(); }
+void Workspace::open() {
+  pool_->open();
+  open_pools.push_back(pool_);
+}
+
+void Workspace::close() {
+  open_pools.pop_back();
+  pool_->close();
+}
 
 size_t Workspace::unused_bytes() const { return pool_->unused_bytes(); }
 
