@@ -104,13 +104,13 @@ struct VectorShape {
 // `nonnegative`: no entry of x is below zero, which saves work where a sign would cost registers.
 // `period`: x (or z) has that many samples (rows), and sample n of the relevance goes with n %
 // period. `total`: of each sample the relevance that came in, or what was absorbed for a rule
-// without shift.
+// without shift. S, the type of S+ and S-, is T, or on the CPU bfloat16 for a T of float.
 #define RAPKERNELS_DECLARE_KERNELS                                                                \
   template <typename T>                                                                           \
   void split_weight(const T* weight, T* positive, T* negative, int64_t size);                     \
-  template <typename T>                                                                           \
+  template <typename T, typename S>                                                               \
   void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,     \
-                      const T* bias, const Channels& channels, T* parts, double* total,           \
+                      const T* bias, const Channels& channels, S* parts, double* total,           \
                       const SplitLayout& layout, Form form, const Rule& rule);                    \
   template <typename T>                                                                           \
   void unsplit_quotient(const T* z, const T* relevance, const double* psi, const T* bias,         \

@@ -4,6 +4,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 
+#include <type_traits>
+
 #include "device.h"
 #include "workspace.h"
 
@@ -11,7 +13,7 @@ namespace rapkernels {
 
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
                const OptionalTensor& psi, const Outputs& outputs, Form form, Packing packing,
-               at::MemoryFormat format) {
+               at::MemoryFormat format, bool bfloat16) {
   TORCH_INTERNAL_ASSERT(outputs.rule.kind != Rule::kEpsilon, "epsilon has no split quotient");
   const int64_t samples = relevance.size(0);
   const int64_t size = samples ? relevance.numel() / samples : 0;
@@ -20,9 +22,10 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
   Parts parts;
   SplitLayout layout{samples, first.size(0), 1, size, 0, 0, 0};
   auto shape = relevance.sizes().vec();
+  const auto options = bfloat16 ? relevance.options().dtype(at::kBFloat16) : relevance.options();
   if (packing == Packing::kApart) {
     shape.insert(shape.begin(), 2);
-    parts.packed = workspace_empty(shape, relevance.options());
+    parts.packed = workspace_empty(shape, options);
     layout.sample_stride = size;
     layout.part_offset = samples * size;
     const auto part = [&](int64_t i) {
@@ -33,7 +36,7 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
     parts.negative = part(1);
   } else {
     shape[1] = 2 * channels;
-    parts.packed = workspace_empty(shape, relevance.options().memory_format(format));
+    parts.packed = workspace_empty(shape, options.memory_format(format));
     layout.sample_stride = 2 * size;
     layout.part_offset = size;
     if (format != at::MemoryFormat::Contiguous) {
@@ -46,12 +49,22 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
     parts.negative = parts.packed.narrow(1, channels, channels);
   }
   parts.total = per_sample(relevance, 0.0);
+  const auto run = [&](const auto& kernel, const auto* z, auto* to) {
+    using T = std::decay_t<decltype(*z)>;
+    kernel(z, second.const_data_ptr<T>(), relevance.const_data_ptr<T>(), data_or_null(psi),
+           outputs.bias ? outputs.bias->const_data_ptr<T>() : nullptr, outputs.channels, to,
+           parts.total.mutable_data_ptr<double>(), layout, form, outputs.rule);
+  };
+  if (bfloat16) {
+#if !defined(RAPKERNELS_EMULATED)
+    run(cpu::split_quotient<float, at::BFloat16>, first.const_data_ptr<float>(),
+        parts.packed.mutable_data_ptr<at::BFloat16>());
+#endif
+    return parts;
+  }
   RAPKERNELS_DISPATCH(relevance, "quotient", [&] {
-    device::split_quotient(first.const_data_ptr<scalar_t>(), second.const_data_ptr<scalar_t>(),
-                           relevance.const_data_ptr<scalar_t>(), data_or_null(psi),
-                           outputs.bias ? outputs.bias->const_data_ptr<scalar_t>() : nullptr,
-                           outputs.channels, parts.packed.mutable_data_ptr<scalar_t>(),
-                           parts.total.mutable_data_ptr<double>(), layout, form, outputs.rule);
+    run(device::split_quotient<scalar_t, scalar_t>, first.const_data_ptr<scalar_t>(),
+        parts.packed.mutable_data_ptr<scalar_t>());
   });
   return parts;
 }

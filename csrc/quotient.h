@@ -24,16 +24,17 @@ inline bool subtracts_sums(const Rule& rule) {
 struct Parts {
   Tensor positive;
   Tensor negative;
-  Tensor packed;  // (T N, 2 C, ...) for Packing::kChannels
+  Tensor packed;  // (T N, 2 C, ...) for Packing::kChannels, (2, T N, C, ...) for Packing::kApart
   Tensor total;   // (T N,) float64, before scale: the relevance that came in, or what was absorbed
                   // for a rule without shift
 };
 
 // All operands dense in `format` and of one working type; `first`, `second` (N, ...) as Form says,
-// relevance (T N, ...).
+// relevance (T N, ...). S+ and S- are of that type, or with `bfloat16`, for float on the CPU alone,
+// rounded to it.
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
                const OptionalTensor& psi, const Outputs& outputs, Form form, Packing packing,
-               at::MemoryFormat format);
+               at::MemoryFormat format, bool bfloat16 = false);
 
 struct Part {
   Tensor s;

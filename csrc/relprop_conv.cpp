@@ -135,30 +135,29 @@ Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus
 using Step =
     std::function<Gated(const Tensor& relevance, const OptionalTensor& psi, Tensor& total)>;
 
-// S+ and S- packed in one tensor's channels: one transposed convolution per sign of x.
-Step packed_step(const Tensor& x, const Tensor& weight, const Messages& m, const Outputs& outputs,
-                 const ConvShape& conv, bool nonnegative, bool bfloat16) {
+// One transposed convolution of S+ and S- per sign of x: by the library, they are packed in one
+// tensor's channels.
+Step joint_step(const Tensor& x, const Tensor& weight, const Messages& m, const Outputs& outputs,
+                const ConvShape& conv, bool nonnegative, bool bfloat16) {
   const auto send = [=](const Transposed& s) {
     return nonnegative ? gate(x, s.to_positive, std::nullopt, Gate::kProduct)
                        : gate(x, s.to_positive, s.to_negative, Gate::kBySign);
   };
-  const auto divide = [=](const Tensor& relevance, const OptionalTensor& psi) {
-    return quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kChannels,
-                    conv.format);
-  };
   const bool rounds = bfloat16 && has_split_conv(x, weight, conv, /*bfloat16=*/true);
   if (rounds || has_split_conv(x, weight, conv)) {
     return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
-      const Parts s = divide(relevance, psi);
+      const Parts s = quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kApart,
+                               conv.format, rounds);
       total = s.total;
-      return send(split_conv_backward(s.packed, weight, x, conv, nonnegative, rounds));
+      return send(split_conv_backward(s.positive, s.negative, weight, x, conv, nonnegative));
     };
   }
   const Transpose to_positive = transpose_of(x, weight, m.first, conv, true);
   const Transpose to_negative =
       nonnegative ? Transpose() : transpose_of(x, weight, m.first, conv, false);
   return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
-    const Parts s = divide(relevance, psi);
+    const Parts s = quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kChannels,
+                             conv.format);
     total = s.total;
     return send({to_positive(s.packed), nonnegative ? Tensor() : to_negative(s.packed)});
   };
@@ -204,15 +203,15 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
     return UnsplitStep(map, x, w, z, outputs, nonnegative);
   }
   if (use_absolute_form(w, conv)) {
-    return packed_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
-                       nonnegative, bfloat16);
+    return joint_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
+                      nonnegative, bfloat16);
   }
   if (is_depthwise(x, w, conv)) return depthwise_step(x, w, outputs, conv);
   const Tensor plus = at::empty_like(w);
   const Tensor minus = at::empty_like(w);
   split_weight(w, plus, minus);
   const Messages m = split_messages(x, plus, minus, conv, nonnegative);
-  return conv.groups == 1 ? packed_step(x, w, m, outputs, conv, nonnegative, bfloat16)
+  return conv.groups == 1 ? joint_step(x, w, m, outputs, conv, nonnegative, bfloat16)
                           : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 

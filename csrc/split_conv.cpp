@@ -17,8 +17,8 @@ Tensor split_conv_forward(const Tensor&, const Tensor&, const Tensor&, const Con
   return {};
 }
 
-Transposed split_conv_backward(const Tensor&, const Tensor&, const Tensor&, const ConvShape&, bool,
-                               bool) {
+Transposed split_conv_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                               const ConvShape&, bool) {
   return {};
 }
 
@@ -57,13 +57,20 @@ Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z
   return a;
 }
 
-Transposed split_conv_backward(const Tensor& packed, const Tensor& weight, const Tensor& x,
-                               const ConvShape& conv, bool nonnegative, bool bfloat16) {
-  const auto result = [&] { return empty_for_targets(x, packed, conv.format); };
+Transposed split_conv_backward(const Tensor& positive, const Tensor& negative, const Tensor& weight,
+                               const Tensor& x, const ConvShape& conv, bool nonnegative) {
+  const auto result = [&] { return empty_for_targets(x, positive, conv.format); };
   const Transposed out{result(), nonnegative ? Tensor() : result()};
-  cpu::split_conv_backward(describe(x, weight, conv), packed.const_data_ptr<float>(),
-                           packed.size(0), bfloat16, out.to_positive.mutable_data_ptr<float>(),
-                           nonnegative ? nullptr : out.to_negative.mutable_data_ptr<float>());
+  const auto run = [&](const auto* up, const auto* down) {
+    cpu::split_conv_backward(describe(x, weight, conv), up, down, positive.size(0),
+                             out.to_positive.mutable_data_ptr<float>(),
+                             nonnegative ? nullptr : out.to_negative.mutable_data_ptr<float>());
+  };
+  if (positive.scalar_type() == at::kBFloat16) {
+    run(positive.const_data_ptr<at::BFloat16>(), negative.const_data_ptr<at::BFloat16>());
+  } else {
+    run(positive.const_data_ptr<float>(), negative.const_data_ptr<float>());
+  }
   return out;
 }
 

@@ -13,12 +13,13 @@ bool has_split_conv(const Tensor& x, const Tensor& weight, const ConvShape& conv
 Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z,
                           const ConvShape& conv);
 
-// What S+ and S-, packed in channels, send to inputs of either sign.
+// What S+ and S-, two dense tensors, send to inputs of either sign. In bfloat16, the weights are
+// rounded to it.
 struct Transposed {
   Tensor to_positive;
   Tensor to_negative;  // undefined where x has none
 };
-Transposed split_conv_backward(const Tensor& packed, const Tensor& weight, const Tensor& x,
-                               const ConvShape& conv, bool nonnegative, bool bfloat16 = false);
+Transposed split_conv_backward(const Tensor& positive, const Tensor& negative, const Tensor& weight,
+                               const Tensor& x, const ConvShape& conv, bool nonnegative);
 
 }  // namespace rapkernels

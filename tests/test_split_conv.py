@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,20 +93,22 @@ def test_zeros_stay_zeros(native: ModuleType, name: str) -> None:
     assert values[0].any()
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
 def test_bits_depend_on_neither_threads_nor_batch(
-    native: ModuleType, name: str, signed: bool, threads: int
+    native: ModuleType, name: str, signed: bool, precision: str, threads: int
 ) -> None:
     given = arguments(name, signed, 17)
-    whole = native.relprop_conv(*given)
+    step = partial(native.relprop_conv, precision=precision)
+    whole = step(*given)
     torch.set_num_threads(1 if threads > 1 else 2)
-    for again in (native.relprop_conv(*given), native.relprop_conv(*given)):
+    for again in (step(*given), step(*given)):
         assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     # Lists of weights are made where there are many positions, which a single row may not have.
     if given[2].numel() // given[2].shape[1] < 2048:
         for i in (0, 16):
-            alone = native.relprop_conv(*row(given, i))
+            alone = step(*row(given, i))
             assert torch.equal(alone[0], whole[0][i : i + 1])
 
 

@@ -11,10 +11,13 @@
 
 #include <algorithm>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "split_conv_axes.h"
 #include "split_conv_lanes.h"
+// After what it is made of, and after what switches to AVX-512.
+#include "split_conv_pack.h"
 
 namespace rapkernels::cpu {
 namespace {
@@ -77,7 +80,7 @@ class Buffer {
 enum class Source {
   kPositive,  // one part, which meets w+ alone
   kParts,     // two parts, chosen by the sign of w
-  kRounded,   // those in bfloat16
+  kRounded,   // those, and w, in bfloat16
 };
 
 struct Pass {
@@ -87,8 +90,8 @@ struct Pass {
   int64_t results;   // channels
   const float* weight;
   std::array<int64_t, 4> strides;  // of the weight: channel, result, row, column
-  const float* in;
-  const float* z;  // where the results are twice the sums less z
+  std::array<const void*, 2> in;   // the parts: bfloat16 for kRounded, else float
+  const float* z;                  // where the results are twice the sums less z
   int64_t samples;
   std::array<float*, 2> out;  // the second may be null
 
@@ -124,7 +127,7 @@ class Phase {
     at::parallel_for(0, groups_ * bands_ * strips_ * blocks_, 1, [&](int64_t begin, int64_t end) {
       const Buffer planes(kChannels / per_word_ * unit_);
       const Buffer sums(at_once_ * pass_.lists() * tiles_ * lanes_.tile.size() * kLine);
-      std::vector<const float*> pixels(source_phases() * rows_ * columns_ * kLanes);
+      std::vector<int64_t> pixels(source_phases() * rows_ * columns_ * kLanes);
       for (int64_t i = begin; i < end; ++i) {
         // Neighbours share what they pack: blocks of results vary fastest.
         const Item item{i / (blocks_ * strips_ * bands_),
@@ -304,17 +307,13 @@ class Phase {
     });
   }
 
-  void run(const Item& item, char* planes, float* sums, std::vector<const float*>& pixels) const {
+  void run(const Item& item, char* planes, float* sums, std::vector<int64_t>& pixels) const {
     const int64_t tiles = std::min(tiles_, (lanes_.height - item.top) / lanes_.tile.rows);
     const int64_t results = std::min(at_once_, pass_.results - item.begin);
     find_pixels(item, pixels);
     std::memset(sums, 0, results * stride_of_sums() * sizeof(float));
     for (int64_t c = 0; c < pass_.channels; c += kChannels) {
-      if (pass_.source == Source::kRounded) {
-        pack_rounded(pixels, c, planes);
-      } else {
-        pack(pixels, c, planes);
-      }
+      pack(pixels, c, planes);
       const int64_t units = divide_up(std::min(kChannels, pass_.channels - c), per_word_);
       const int64_t first = c / kChannels * pass_.results + item.begin;
       for (int64_t from = 0; from < units; from += block_) {
@@ -361,8 +360,8 @@ class Phase {
     }
   }
 
-  // Where the lanes of each position of the planes are in the source, null outside of it.
-  void find_pixels(const Item& item, std::vector<const float*>& pixels) const {
+  // Where the lanes of each position of the planes are in the parts of the source, -1 outside.
+  void find_pixels(const Item& item, std::vector<int64_t>& pixels) const {
     const Axis& rows = pass_.axes[0];
     const Axis& columns = pass_.axes[1];
     for (int64_t lane = 0; lane < kLanes; ++lane) {
@@ -380,59 +379,35 @@ class Phase {
           for (int64_t i = 0; i < columns_; ++i, at += kLanes) {
             const int64_t x = x0 + i * columns.source_step;
             const int64_t pixel = (sample * rows.sources + y) * columns.sources + x;
-            pixels[at] = inside && x >= 0 && x < columns.sources
-                             ? pass_.in + pixel * pass_.parts() * pass_.channels
-                             : nullptr;
+            const bool is_source = inside && x >= 0 && x < columns.sources;
+            pixels[at] = is_source ? pixel * pass_.channels : -1;
           }
         }
       }
     }
   }
 
-  // 16 channels of a position, one after the other, each in 16 lanes.
-  static void load(const float* const* pixels, int64_t offset, __mmask16 mask, __m512 (&v)[16]) {
-#pragma GCC unroll 16
-    for (int l = 0; l < 16; ++l) {
-      v[l] = pixels[l] ? _mm512_maskz_loadu_ps(mask, pixels[l] + offset) : _mm512_setzero_ps();
+  // Sixteen channels of the source from `begin` on.
+  void pack(const std::vector<int64_t>& pixels, int64_t begin, char* planes) const {
+    const int64_t positions = rows_ * columns_;
+    const int64_t channels = pass_.channels - begin;
+    if (pass_.source == Source::kRounded) {
+      const auto* up = static_cast<const c10::BFloat16*>(pass_.in[0]) + begin;
+      const auto* down = static_cast<const c10::BFloat16*>(pass_.in[1]) + begin;
+      pack_pairs(up, down, channels, pixels.data(), positions, planes, plane_, unit_);
+      return;
     }
-    transpose(v);
-  }
-
-  // planes[channel][part][phase][position]; the second part is negated, as the weights it meets.
-  void pack(const std::vector<const float*>& pixels, int64_t begin, char* planes) const {
-    const __mmask16 mask = first(pass_.channels - begin);
+    // planes[channel][part][phase][position]
     for (int64_t part = 0; part < pass_.parts(); ++part) {
+      const auto* in = static_cast<const float*>(pass_.in[part]) + begin;
       for (int64_t phase = 0; phase < source_phases(); ++phase) {
-        const float* const* of_phase = pixels.data() + phase * rows_ * columns_ * kLanes;
+        const int64_t* of_phase = pixels.data() + phase * positions * kLanes;
         char* out = planes + (part * source_phases() + phase) * plane_;
-        for (int64_t p = 0; p < rows_ * columns_; ++p, out += kLine) {
-          __m512 v[16];
-          load(of_phase + p * kLanes, part * pass_.channels + begin, mask, v);
-#pragma GCC unroll 16
-          for (int c = 0; c < 16; ++c) {
-            _mm512_store_ps(out + c * unit_, part == 0 ? v[c] : negated(v[c]));
-          }
-        }
-      }
-    }
-  }
-
-  // planes[pair of channels][part of the second][part of the first][position]
-  void pack_rounded(const std::vector<const float*>& pixels, int64_t begin, char* planes) const {
-    const __mmask16 mask = first(pass_.channels - begin);
-    for (int64_t p = 0; p < rows_ * columns_; ++p) {
-      __m512 up[16];
-      __m512 down[16];
-      load(pixels.data() + p * kLanes, begin, mask, up);
-      load(pixels.data() + p * kLanes, pass_.channels + begin, mask, down);
-#pragma GCC unroll 8
-      for (int pair = 0; pair < 8; ++pair) {
-        const __m512i low[2] = {rounded(up[2 * pair]), rounded(negated(down[2 * pair]))};
-        const __m512i high[2] = {rounded(up[2 * pair + 1]), rounded(negated(down[2 * pair + 1]))};
-        char* out = planes + pair * unit_ + p * kLine;
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) {
-          _mm512_store_si512(out + k * plane_, interleaved(low[k % 2], high[k / 2]));
+        if (part == 0) {
+          pack_channels<false>(in, channels, of_phase, positions, out, unit_);
+        } else {
+          // The weights that it meets are negative.
+          pack_channels<true>(in, channels, of_phase, positions, out, unit_);
         }
       }
     }
@@ -555,21 +530,22 @@ void split_conv_forward(const SplitConv& conv, const float* x, const float* z, i
        conv.outputs,
        conv.weight,
        {w[1], w[0], w[2], w[3]},
-       x,
+       {x, nullptr},
        z,
        samples,
        {a, nullptr}});
 }
 
-void split_conv_backward(const SplitConv& conv, const float* s, int64_t samples, bool bfloat16,
-                         float* to_positive, float* to_negative) {
-  run({bfloat16 ? Source::kRounded : Source::kParts,
+template <typename S>
+void split_conv_backward(const SplitConv& conv, const S* positive, const S* negative,
+                         int64_t samples, float* to_positive, float* to_negative) {
+  run({std::is_same_v<S, float> ? Source::kParts : Source::kRounded,
        {backward_axis(conv.axes[0]), backward_axis(conv.axes[1])},
        conv.outputs,
        conv.inputs,
        conv.weight,
        conv.strides,
-       s,
+       {positive, negative},
        nullptr,
        samples,
        {to_positive, to_negative}});
@@ -583,8 +559,19 @@ namespace rapkernels::cpu {
 
 bool runs_split_conv(const SplitConv&, bool) { return false; }
 void split_conv_forward(const SplitConv&, const float*, const float*, int64_t, float*) {}
-void split_conv_backward(const SplitConv&, const float*, int64_t, bool, float*, float*) {}
+template <typename S>
+void split_conv_backward(const SplitConv&, const S*, const S*, int64_t, float*, float*) {}
 
 }  // namespace rapkernels::cpu
 
 #endif
+
+namespace rapkernels::cpu {
+
+#define RAPKERNELS_INSTANTIATE(S) \
+  template void split_conv_backward(const SplitConv&, const S*, const S*, int64_t, float*, float*);
+RAPKERNELS_INSTANTIATE(float)
+RAPKERNELS_INSTANTIATE(c10::BFloat16)
+#undef RAPKERNELS_INSTANTIATE
+
+}  // namespace rapkernels::cpu

@@ -2,6 +2,8 @@
 // have no entry in common, so that one of a message's two parts is zero. Tensors are channels-last.
 #pragma once
 
+#include <c10/util/BFloat16.h>
+
 #include <array>
 #include <cstdint>
 
@@ -33,9 +35,11 @@ bool runs_split_conv(const SplitConv& conv, bool bfloat16);
 void split_conv_forward(const SplitConv& conv, const float* x, const float* z, int64_t samples,
                         float* a);
 
-// s (N, 2 outputs, ...) holds S+ and S-. to_positive (N, inputs, ...) is T_{w+}(S+) + T_{|w-|}(S-),
-// to_negative, unless null, T_{|w-|}(S+) + T_{w+}(S-). With bfloat16, s and w are rounded to it.
-void split_conv_backward(const SplitConv& conv, const float* s, int64_t samples, bool bfloat16,
-                         float* to_positive, float* to_negative);
+// S+ and S- (N, outputs, ...) of a type S: float, or bfloat16, to which w is then rounded.
+// to_positive (N, inputs, ...) is T_{w+}(S+) + T_{|w-|}(S-), to_negative, unless null,
+// T_{|w-|}(S+) + T_{w+}(S-).
+template <typename S>
+void split_conv_backward(const SplitConv& conv, const S* positive, const S* negative,
+                         int64_t samples, float* to_positive, float* to_negative);
 
 }  // namespace rapkernels::cpu

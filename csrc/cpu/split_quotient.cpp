@@ -1,5 +1,7 @@
 // The fused quotient: one pass over (Z+, Z-, R) or (z, A, R) that applies the pending shift on
 // load, writes S+ and S-, and sums per sample the relevance, or what a rule without shift absorbs.
+#include <c10/util/BFloat16.h>
+
 #include <type_traits>
 
 #include "../rules.h"
@@ -60,6 +62,18 @@ RAPKERNELS_CLONES void shares_run(const R rule, const T* __restrict positive,
   }
 }
 
+// To nearest, ties to even.
+RAPKERNELS_CLONES void round_run(const float* __restrict values, c10::BFloat16* __restrict out,
+                                 int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, values + i, sizeof(bits));
+    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    out[i].x = static_cast<uint16_t>(is_nan ? 0x7fc0 : rounded);
+  }
+}
+
 template <typename T>
 RAPKERNELS_CLONES void sum_run(const T* values, int64_t size, Sum<T>* sum) {
   sum->add(values, size);
@@ -98,9 +112,9 @@ struct Run {
   }
 };
 
-template <typename T, typename Run>
+template <typename T, typename S, typename Run>
 void run_all(const Run& run, const T* first, const T* second, const T* relevance, const double* psi,
-             T* parts, double* total, const SplitLayout& layout) {
+             S* parts, double* total, const SplitLayout& layout) {
   const int64_t size = layout.rows * layout.columns;
   std::vector<double> partial(layout.samples * tasks_of(size));
   for_each_task(layout.samples, size, [&](int64_t n, int64_t task, int64_t begin, int64_t end) {
@@ -111,9 +125,20 @@ void run_all(const Run& run, const T* first, const T* second, const T* relevance
       const int64_t row = i / layout.columns;
       const int64_t column = i % layout.columns;
       const int64_t length = std::min({kRun, end - i, layout.columns - column});
-      T* target = parts + n * layout.sample_stride + row * layout.row_stride + column;
-      run(first + z + i, second + z + i, relevance + n * size + i, shift, i, target,
-          target + layout.part_offset, length, &sum);
+      S* target = parts + n * layout.sample_stride + row * layout.row_stride + column;
+      const auto divide = [&](T* plus, T* minus) {
+        run(first + z + i, second + z + i, relevance + n * size + i, shift, i, plus, minus, length,
+            &sum);
+      };
+      if constexpr (std::is_same_v<T, S>) {
+        divide(target, target + layout.part_offset);
+      } else {
+        T plus[kRun];
+        T minus[kRun];
+        divide(plus, minus);
+        round_run(plus, target, length);
+        round_run(minus, target + layout.part_offset, length);
+      }
       i += length;
     }
     partial[n * tasks_of(size) + task] = sum.value();
@@ -123,9 +148,9 @@ void run_all(const Run& run, const T* first, const T* second, const T* relevance
 
 }  // namespace
 
-template <typename T>
+template <typename T, typename S>
 void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,
-                    const T* bias, const Channels& channels, T* parts, double* total,
+                    const T* bias, const Channels& channels, S* parts, double* total,
                     const SplitLayout& layout, Form form, const Rule& rule) {
   with_rule<T>(rule, [&](const auto& typed) {
     using R = std::decay_t<decltype(typed)>;
@@ -134,12 +159,13 @@ void split_quotient(const T* first, const T* second, const T* relevance, const d
   });
 }
 
-#define RAPKERNELS_INSTANTIATE(T)                                                      \
+#define RAPKERNELS_INSTANTIATE(T, S)                                                   \
   template void split_quotient(const T*, const T*, const T*, const double*, const T*,  \
-                               const Channels&, T*, double*, const SplitLayout&, Form, \
+                               const Channels&, S*, double*, const SplitLayout&, Form, \
                                const Rule&);
-RAPKERNELS_INSTANTIATE(float)
-RAPKERNELS_INSTANTIATE(double)
+RAPKERNELS_INSTANTIATE(float, float)
+RAPKERNELS_INSTANTIATE(double, double)
+RAPKERNELS_INSTANTIATE(float, c10::BFloat16)
 #undef RAPKERNELS_INSTANTIATE
 
 }  // namespace rapkernels::cpu

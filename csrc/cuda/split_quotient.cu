@@ -81,9 +81,9 @@ void run(const Body& body, double* total) {
 
 }  // namespace
 
-template <typename T>
+template <typename T, typename S>
 void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,
-                    const T* bias, const Channels& channels, T* parts, double* total,
+                    const T* bias, const Channels& channels, S* parts, double* total,
                     const SplitLayout& layout, Form form, const Rule& rule) {
   const int64_t size = layout.rows * layout.columns;
   with_rule<Acc<T>>(rule, [&](const auto& typed) {

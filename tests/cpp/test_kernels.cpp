@@ -1,7 +1,10 @@
 // The CPU kernels on raw pointers, at sizes around their blocks, so that sanitizers see every
 // bound.
+#include <c10/util/BFloat16.h>
+
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -94,6 +97,28 @@ void quotient_layouts_agree() {
       CHECK(packed[to + channels] == apart[samples * size + at]);
     }
   }
+}
+
+void quotients_are_rounded() {
+  const int64_t samples = 2, size = 1500;
+  const auto z = random<float>(samples * size, 3, true);
+  const auto a = random<float>(samples * size, 4, true);
+  auto r = random<float>(samples * size, 5);
+  r[0] = std::numeric_limits<float>::quiet_NaN();
+  r[1] = std::numeric_limits<float>::infinity();
+  r[2] = std::numeric_limits<float>::max();
+  std::vector<double> total(samples), total_rounded(samples);
+  std::vector<float> whole(2 * samples * size);
+  std::vector<c10::BFloat16> rounded(whole.size());
+  const SplitLayout layout{samples, samples, 1, size, size, 0, samples * size};
+  const auto run = [&](auto& parts, std::vector<double>& sums) {
+    cpu::split_quotient<float>(z.data(), a.data(), r.data(), nullptr, nullptr, {}, parts.data(),
+                               sums.data(), layout, Form::kSplit, {Rule::kRapConv, {}});
+  };
+  run(whole, total);
+  run(rounded, total_rounded);
+  CHECK(total[1] == total_rounded[1]);
+  for (size_t i = 0; i < whole.size(); ++i) CHECK(rounded[i].x == c10::BFloat16(whole[i]).x);
 }
 
 template <typename T>
@@ -266,5 +291,6 @@ void all() {
 int main() {
   all<float>();
   all<double>();
+  quotients_are_rounded();
   return report();
 }
