@@ -131,9 +131,15 @@ Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus
           convolve(up, minus, conv).add_(convolve(down, plus, conv)), Form::kSplit};
 }
 
-// The contributions of a relevance (T N, ...); `total` is that of its quotient.
-using Step =
-    std::function<Gated(const Tensor& relevance, const OptionalTensor& psi, Tensor& total)>;
+// A relevance (T N, ...), and unless undefined where its contributions may be written.
+struct Incoming {
+  Tensor relevance;
+  OptionalTensor psi;
+  Tensor room;
+};
+
+// The contributions of a relevance; `total` is that of its quotient.
+using Step = std::function<Gated(const Incoming& incoming, Tensor& total)>;
 
 // One transposed convolution of S+ and S- per sign of x: by the library, they are packed in one
 // tensor's channels.
@@ -145,19 +151,20 @@ Step joint_step(const Tensor& x, const Tensor& weight, const Messages& m, const 
   };
   const bool rounds = bfloat16 && has_split_conv(x, weight, conv, /*bfloat16=*/true);
   if (rounds || has_split_conv(x, weight, conv)) {
-    return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
-      const Parts s = quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kApart,
-                               conv.format, rounds);
+    return [=](const Incoming& incoming, Tensor& total) {
+      const Parts s = quotient(m.first, m.second, incoming.relevance, incoming.psi, outputs, m.form,
+                               Packing::kApart, conv.format, rounds);
       total = s.total;
-      return send(split_conv_backward(s.positive, s.negative, weight, x, conv, nonnegative));
+      return send(
+          split_conv_backward(s.positive, s.negative, weight, x, conv, nonnegative, incoming.room));
     };
   }
   const Transpose to_positive = transpose_of(x, weight, m.first, conv, true);
   const Transpose to_negative =
       nonnegative ? Transpose() : transpose_of(x, weight, m.first, conv, false);
-  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
-    const Parts s = quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kChannels,
-                             conv.format);
+  return [=](const Incoming& incoming, Tensor& total) {
+    const Parts s = quotient(m.first, m.second, incoming.relevance, incoming.psi, outputs, m.form,
+                             Packing::kChannels, conv.format);
     total = s.total;
     return send({to_positive(s.packed), nonnegative ? Tensor() : to_negative(s.packed)});
   };
@@ -166,9 +173,9 @@ Step joint_step(const Tensor& x, const Tensor& weight, const Messages& m, const 
 // Grouped: S+ and S- apart, since packing would mix the groups.
 Step grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, const Messages& m,
                   const Outputs& outputs, const ConvShape& conv, bool nonnegative) {
-  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
-    const Parts s =
-        quotient(m.first, m.second, relevance, psi, outputs, m.form, Packing::kApart, conv.format);
+  return [=](const Incoming& incoming, Tensor& total) {
+    const Parts s = quotient(m.first, m.second, incoming.relevance, incoming.psi, outputs, m.form,
+                             Packing::kApart, conv.format);
     total = s.total;
     Tensor up = convolve_transposed(s.positive, plus, x, conv);
     if (nonnegative) {
@@ -185,9 +192,9 @@ Step grouped_step(const Tensor& x, const Tensor& plus, const Tensor& minus, cons
 Step depthwise_step(const Tensor& x, const Tensor& weight, const Outputs& outputs,
                     const ConvShape& conv) {
   const auto sums = depthwise_sums(x, weight, conv);
-  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
-    const Parts s = quotient(sums.first, sums.second, relevance, psi, outputs, Form::kSplit,
-                             Packing::kApart, conv.format);
+  return [=](const Incoming& incoming, Tensor& total) {
+    const Parts s = quotient(sums.first, sums.second, incoming.relevance, incoming.psi, outputs,
+                             Form::kSplit, Packing::kApart, conv.format);
     total = s.total;
     return depthwise_contribution(x, weight, s, conv);
   };
@@ -200,7 +207,10 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
     const LinearOperator map{
         [=](const Tensor& in, const Tensor& part) { return convolve(in, part, conv); },
         [=](const Tensor& s, const Tensor& part) { return convolve_transposed(s, part, x, conv); }};
-    return UnsplitStep(map, x, w, z, outputs, nonnegative);
+    const UnsplitStep step(map, x, w, z, outputs, nonnegative);
+    return [step](const Incoming& incoming, Tensor& total) {
+      return step(incoming.relevance, incoming.psi, total);
+    };
   }
   if (use_absolute_form(w, conv)) {
     return joint_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
@@ -273,26 +283,30 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   const Tensor all = own(relevance, format);
   const int64_t samples = x.size(0);
   const int64_t at_once = samples_at_once(x, all);
-  const auto part = [&](int64_t begin) {
+  const auto part = [&](int64_t begin, const Tensor& room) {
     const int64_t length = std::min(at_once, samples - begin);
     const int64_t rows = at_once < samples ? length : all.size(0);
-    const Step step = prepare(in.narrow(0, begin, length), w, narrow_samples(known, begin, length),
-                              outputs, conv, nonnegative, precision == "bf16");
+    const Tensor some = in.narrow(0, begin, length);
+    const Step step = prepare(some, w, narrow_samples(known, begin, length), outputs, conv,
+                              nonnegative, precision == "bf16");
     return for_target_chunks(
-        all.narrow(0, begin, rows), narrow_samples(psi, begin, rows),
-        narrow_samples(scale, begin, rows), length, format,
-        [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit) {
+        x.narrow(0, begin, length), all.narrow(0, begin, rows), narrow_samples(psi, begin, rows),
+        narrow_samples(scale, begin, rows), format, room,
+        [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit,
+            const Tensor& to) {
           Tensor total;
-          const Gated gated = step(incoming, shift, total);
+          const Gated gated = step({incoming, shift, to}, total);
           // Padding holds zeros, so its contributions are zero and the statistics hold for the
           // crop.
           const Tensor values = crop_unequal(gated.values, conv);
           return settle_by_rule(parsed, values, gated.statistics, total, unit, x.scalar_type());
         });
   };
-  if (at_once == samples) return part(0);
-  JoinedState joined(samples, format);
-  for (int64_t begin = 0; begin < samples; begin += at_once) joined.append(part(begin));
+  if (at_once == samples) return part(0, {});
+  JoinedState joined(x, samples, format);
+  for (int64_t begin = 0; begin < samples; begin += at_once) {
+    joined.append(part(begin, joined.room(std::min(at_once, samples - begin))));
+  }
   return joined.state();
 }
 

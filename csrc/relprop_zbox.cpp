@@ -125,8 +125,9 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
   const Tensor weights = extended(w.clamp_min(0), w.clamp_max(0), 1).contiguous(format);
   const Tensor z = convolve(both, weights, conv);
   return for_target_chunks(
-      accumulated(relevance, format), psi, scale, x.size(0), format,
-      [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit) {
+      x, accumulated(relevance, format), psi, scale, format, {},
+      [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit,
+          const Tensor&) {
         const Part q = zbox(z, incoming, shift, stabilizer);
         const Tensor messages = convolve_transposed(q.s, weights, both, conv);
         messages.unflatten(0, {-1, x.size(0)}).mul_(both);

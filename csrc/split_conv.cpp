@@ -18,7 +18,7 @@ Tensor split_conv_forward(const Tensor&, const Tensor&, const Tensor&, const Con
 }
 
 Transposed split_conv_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                               const ConvShape&, bool) {
+                               const ConvShape&, bool, const Tensor&) {
   return {};
 }
 
@@ -58,9 +58,12 @@ Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z
 }
 
 Transposed split_conv_backward(const Tensor& positive, const Tensor& negative, const Tensor& weight,
-                               const Tensor& x, const ConvShape& conv, bool nonnegative) {
+                               const Tensor& x, const ConvShape& conv, bool nonnegative,
+                               const Tensor& room) {
   const auto result = [&] { return empty_for_targets(x, positive, conv.format); };
-  const Transposed out{result(), nonnegative ? Tensor() : result()};
+  const bool fits = room.defined() && room.scalar_type() == x.scalar_type() &&
+                    room.sizes().slice(1) == x.sizes().slice(1);
+  const Transposed out{fits ? room : result(), nonnegative ? Tensor() : result()};
   const auto run = [&](const auto* up, const auto* down) {
     cpu::split_conv_backward(describe(x, weight, conv), up, down, positive.size(0),
                              out.to_positive.mutable_data_ptr<float>(),

@@ -20,6 +20,7 @@ struct Transposed {
   Tensor to_negative;  // undefined where x has none
 };
 Transposed split_conv_backward(const Tensor& positive, const Tensor& negative, const Tensor& weight,
-                               const Tensor& x, const ConvShape& conv, bool nonnegative);
+                               const Tensor& x, const ConvShape& conv, bool nonnegative,
+                               const Tensor& room);
 
 }  // namespace rapkernels

@@ -6,7 +6,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <utility>
+#include <tuple>
 
 #include "state.h"
 #include "workspace.h"
@@ -43,54 +43,59 @@ inline OptionalTensor narrow_samples(const OptionalTensor& t, int64_t begin, int
   return t->narrow(0, begin, length);
 }
 
-// States of `all` samples, one part after the other; values are in `format`.
+// States of `all` samples, one part after the other; values are like those of x, in `format`.
 class JoinedState {
  public:
-  JoinedState(int64_t all, at::MemoryFormat format) : all_(all), format_(format) {}
+  JoinedState(const Tensor& x, int64_t all, at::MemoryFormat format) {
+    auto shape = x.sizes().vec();
+    shape[0] = all;
+    std::get<0>(state_) = workspace_empty(shape, x.options().memory_format(format));
+    const Tensor& values = std::get<0>(state_);
+    std::get<1>(state_) = per_sample(values);
+    std::get<2>(state_) = per_sample(values);
+    std::get<3>(state_) = per_sample(values);
+  }
+
+  // Where the values of the next part may be written; others are copied.
+  Tensor room(int64_t length) const { return std::get<0>(state_).narrow(0, begin_, length); }
 
   void append(const State& part) {
     const int64_t length = std::get<0>(part).size(0);
-    append(std::get<0>(state_), std::get<0>(part));
-    append(std::get<1>(state_), std::get<1>(part));
-    append(std::get<2>(state_), std::get<2>(part));
-    append(std::get<3>(state_), std::get<3>(part));
+    const auto put = [&](const Tensor& whole, const Tensor& values) {
+      const Tensor to = whole.narrow(0, begin_, length);
+      if (to.const_data_ptr() != values.const_data_ptr()) to.copy_(values);
+    };
+    put(std::get<0>(state_), std::get<0>(part));
+    put(std::get<1>(state_), std::get<1>(part));
+    put(std::get<2>(state_), std::get<2>(part));
+    put(std::get<3>(state_), std::get<3>(part));
     begin_ += length;
   }
 
   const State& state() const { return state_; }
 
  private:
-  void append(Tensor& whole, const Tensor& part) const {
-    if (begin_ == 0) {
-      auto shape = part.sizes().vec();
-      shape[0] = all_;
-      const auto of_whole = part.dim() > 1 ? format_ : at::MemoryFormat::Contiguous;
-      whole = workspace_empty(shape, part.options().memory_format(of_whole));
-    }
-    whole.narrow(0, begin_, part.size(0)).copy_(part);
-  }
-
-  int64_t all_;
-  at::MemoryFormat format_;
   int64_t begin_ = 0;
   State state_;
 };
 
-// The state of step(relevance, psi, scale) -> State, called for as many whole targets at a time as
-// kSamplesAtOnce and kWorkspace allow; x has `samples` of them. Values are in `format`.
+// The state of step(relevance, psi, scale, room) -> State, called for as many whole targets at a
+// time as kSamplesAtOnce and kWorkspace allow. Values are like x, but for their samples, and in
+// `format`; `room`, unless undefined, is where they may be written.
 template <typename Step>
-State for_target_chunks(const Tensor& relevance, const OptionalTensor& psi,
-                        const OptionalTensor& scale, int64_t samples, at::MemoryFormat format,
+State for_target_chunks(const Tensor& x, const Tensor& relevance, const OptionalTensor& psi,
+                        const OptionalTensor& scale, at::MemoryFormat format, const Tensor& room,
                         const Step& step) {
+  const int64_t samples = x.size(0);
   const int64_t all = relevance.size(0);
   const int64_t targets = std::max<int64_t>(1, kSamplesAtOnce / samples);
   const int64_t chunk = samples * std::min(targets, parts_at_once(relevance, all / samples));
-  if (all <= chunk) return step(relevance, psi, scale);
-  JoinedState joined(all, format);
+  if (all <= chunk) return step(relevance, psi, scale, room);
+  JoinedState joined(x, all, format);
   for (int64_t begin = 0; begin < all; begin += chunk) {
     const int64_t length = std::min(chunk, all - begin);
     joined.append(step(relevance.narrow(0, begin, length), narrow_samples(psi, begin, length),
-                       narrow_samples(scale, begin, length)));
+                       narrow_samples(scale, begin, length), joined.room(length)));
   }
   return joined.state();
 }
