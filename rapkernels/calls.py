@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._prims_common import suggest_memory_format
 
 from rapkernels import checks
 from rapkernels.cache import cache_of
@@ -22,6 +21,7 @@ from rapkernels.errors import (
 from rapkernels.findings import Findings, warn
 from rapkernels.graph import Graph
 from rapkernels.inputs import Inputs
+from rapkernels.layouts import memory_format_of
 from rapkernels.outputs import OutputPath
 from rapkernels.program import Program
 from rapkernels.walker import Bounds, Walk
@@ -213,7 +213,7 @@ def fast_layout(x: Tensor, device: torch.device | None = None) -> Tensor:
 def _laid_out_like(x: Tensor, relevance: Tensor) -> Tensor:
     """The strides of ``x`` for each sample."""
     if relevance.shape != x.shape:
-        return relevance.contiguous(memory_format=suggest_memory_format(x))
+        return relevance.contiguous(memory_format=memory_format_of(x))
     result = torch.empty_like(x)
     if relevance.stride() == result.stride():
         return relevance

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +23,7 @@ from rapkernels import calls
 from rapkernels.errors import ArgumentError, ArgumentTypeError, RapError, UnknownMemoryWarning
 from rapkernels.findings import Findings, warn
 from rapkernels.inputs import Inputs
+from rapkernels.layouts import memory_format_of
 from rapkernels.program import Program
 from rapkernels.report import Recorder
 from rapkernels.walker import Walk
@@ -141,7 +141,7 @@ def peak_bytes(
     Raises:
         UnknownMemoryError: an operation of the program cannot be run without values.
     """
-    layouts = tuple(map(suggest_memory_format, inputs.tensors))
+    layouts = tuple(map(memory_format_of, inputs.tensors))
     key = inputs.samples, layouts, inputs.device, ops, targets, masked, bounded, reported
     with _lock:
         known = _known.setdefault(program, {})
@@ -179,7 +179,7 @@ def _measured(
     samples = inputs.samples
     given = inputs.map(
         lambda x: torch.empty(
-            x.shape, dtype=x.dtype, device=meta, memory_format=suggest_memory_format(x)
+            x.shape, dtype=x.dtype, device=meta, memory_format=memory_format_of(x)
         )
     )
     entries = calls.output_shape(program.graph, samples)[1:] if masked else ()
@@ -296,7 +296,7 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
         weight = named.pop("weight")
         # Layouts of the library: the weights' on the way to it too.
         inside = 2 * _bytes(weight)
-        if suggest_memory_format(named["input"]) is torch.contiguous_format:
+        if memory_format_of(named["input"]) is torch.contiguous_format:
             inside += sum(map(_bytes, (*named.values(), *results)))
         return inside + _windows(named["input"], weight, results, device)
     if not space.startswith("rapkernels") or not results:

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 from typing_extensions import override
 
 from rapkernels.fusion import CONVOLUTIONS, batch_norm_operands, is_convolution
+from rapkernels.layouts import memory_format_of
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
 from rapkernels.workspace import empty_like
 
@@ -46,11 +46,18 @@ class Convolution(Rule):
         if len(site.node.shape) != dimensions + 2:
             raise NoRuleError("the convolution's input has no batch dimension")
         self.dimensions = dimensions
-        self.stride = _per_dimension(arguments["stride"], dimensions)
-        self.dilation = _per_dimension(arguments["dilation"], dimensions)
-        self.groups = int(arguments["groups"])
-        self._padding = arguments["padding"]
-        self._outer = site.fusion.padding.get(site.node.name, (0,) * (2 * dimensions))
+        stride = _per_dimension(arguments["stride"], dimensions)
+        dilation = _per_dimension(arguments["dilation"], dimensions)
+        groups = int(arguments["groups"])
+        padding = _padding_pairs(site, dilation)
+        self.geometry = stride, padding, dilation, groups
+        low, high = padding[::2], padding[1::2]
+        self._pad: list[int] = []
+        if low != high:
+            last_first = zip(low[::-1], high[::-1], strict=True)
+            self._pad, low = [edge for pair in last_first for edge in pair], [0] * dimensions
+        self._convolve = _CONVOLVE[dimensions]
+        self._how = stride, low, dilation, groups
         self.nonnegative = site.inputs[0] in site.nonnegative
         self.precision = site.method.precision
         self.again = "saved" if self.keeps_z else None
@@ -64,76 +71,79 @@ class Convolution(Rule):
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         x, weight, bias = _tensors(*args, **kwargs)
-        folded, bias = self.folded_weight(ctx, weight, x), self.folded_bias(ctx, bias, x.dtype)
+        scale = self._batch_norm_scale(ctx)
+        folded, bias = _folded_weight(weight, scale, x), _folded_bias(ctx, bias, scale, x.dtype)
         if not self.keeps_z:
-            ctx.save(x, weight, None, bias)
-            return self.convolve(x, folded, bias)
-        ctx.save(x, weight, self.convolve(x, folded, None), bias)
+            ctx.save(x, weight, scale, None, bias)
+            return self._run(x, folded, bias)
+        ctx.save(x, weight, scale, self._run(x, folded, None), bias)
         return self.remake(ctx)
 
     @override
     def remake(self, ctx: Context) -> Tensor:
-        _, _, z, bias = ctx.saved
+        _, _, _, z, bias = ctx.saved
         if bias is None:
             result: Tensor = z
             return result
         return torch.add(z, bias.view(-1, *[1] * self.dimensions), out=empty_like(z))
 
-    def geometry(self, weight: Tensor) -> tuple[list[int], list[int], list[int], int]:
-        """Stride, (low, high) padding per spatial dimension, dilation and groups."""
-        return self.stride, self._padding_pairs(weight), self.dilation, self.groups
+    def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self._pad:
+            x = functional.pad(x, self._pad)
+        return self._convolve(x, weight, bias, *self._how)
 
-    def _padding_pairs(self, weight: Tensor) -> list[int]:
-        """(low, high) per spatial dimension: the convolution's own and that of the pad before."""
-        if self._padding == "valid":
-            own = [0] * (2 * self.dimensions)
-        elif self._padding == "same":
-            own = []
-            for kernel, dilation in zip(weight.shape[2:], self.dilation, strict=True):
-                total = dilation * (kernel - 1)
-                own += [total // 2, total - total // 2]
-        else:
-            amounts = _per_dimension(self._padding, self.dimensions)
-            own = [amount for amount in amounts for _ in range(2)]
-        return [a + b for a, b in zip(own, self._outer, strict=True)]
+    def kept(self, ctx: Context) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Input, folded weight, z where the rule keeps it, and folded bias."""
+        x, weight, scale, z, bias = ctx.saved
+        return x, _folded_weight(weight, scale, x), z, bias
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Convolve with the padding of the pad before it too."""
-        pairs = self._padding_pairs(weight)
-        low, high = pairs[::2], pairs[1::2]
-        if low != high:
-            x = functional.pad(
-                x, [edge for pair in zip(low[::-1], high[::-1], strict=True) for edge in pair]
-            )
-            low = [0] * self.dimensions
-        convolve = _CONVOLVE[self.dimensions]
-        return convolve(x, weight, bias, self.stride, low, self.dilation, self.groups)
-
-    def folded_weight(self, ctx: Context, weight: Tensor, x: Tensor) -> Tensor:
-        """The weight with the scale of the BatchNorm after the convolution, laid out as ``x``."""
-        if self.batch_norm is None:
-            return weight
-        scale = self._batch_norm_scale(ctx).view(-1, *[1] * (weight.dim() - 1))
-        folded = empty_like(weight, suggest_memory_format(x))
-        return torch.mul(weight, scale, out=folded)
-
-    def folded_bias(self, ctx: Context, bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """The bias of the convolution and the BatchNorm after it as one."""
-        if self.batch_norm is None:
-            return bias
-        _, beta, mean, _ = ctx.operands
-        centred: Tensor = -mean if bias is None else bias - mean
-        folded = centred * self._batch_norm_scale(ctx)
-        return (folded if beta is None else folded + beta).to(dtype)
-
-    def _batch_norm_scale(self, ctx: Context) -> Tensor:
+    def _batch_norm_scale(self, ctx: Context) -> Tensor | None:
         """The factor gamma / sqrt(variance + eps), in float32 for the half types."""
-        assert self.batch_norm is not None
+        if self.batch_norm is None:
+            return None
         gamma, _, _, variance = ctx.operands
         if variance.dtype in (torch.float16, torch.bfloat16):
             variance = variance.float()
         scale = torch.rsqrt(variance + self.batch_norm.arguments["eps"])
         return scale if gamma is None else gamma * scale
+
+
+def _folded_weight(weight: Tensor, scale: Tensor | None, x: Tensor) -> Tensor:
+    """The weight with the scale of the BatchNorm after the convolution, laid out as ``x``."""
+    if scale is None:
+        return weight
+    folded = empty_like(weight, memory_format_of(x))
+    return torch.mul(weight, scale.view(-1, *[1] * (weight.dim() - 1)), out=folded)
+
+
+def _folded_bias(
+    ctx: Context, bias: Tensor | None, scale: Tensor | None, dtype: torch.dtype
+) -> Tensor | None:
+    """The bias of the convolution and the BatchNorm after it as one."""
+    if scale is None:
+        return bias
+    _, beta, mean, _ = ctx.operands
+    centred: Tensor = -mean if bias is None else bias - mean
+    folded = centred * scale
+    return (folded if beta is None else folded + beta).to(dtype)
+
+
+def _padding_pairs(site: Site, dilation: list[int]) -> list[int]:
+    """(low, high) per spatial dimension: the convolution's own and that of the pad before."""
+    arguments, dimensions = site.node.arguments, len(dilation)
+    padding = arguments["padding"]
+    if padding == "valid":
+        own = [0] * (2 * dimensions)
+    elif padding == "same":
+        own = []
+        kernel = site.graph.shape_of(arguments["weight"].name)[2:]
+        for size, step in zip(site.graph.sized(kernel, 0), dilation, strict=True):
+            total = step * (size - 1)
+            own += [total // 2, total - total // 2]
+    else:
+        own = [amount for amount in _per_dimension(padding, dimensions) for _ in range(2)]
+    outer = site.fusion.padding.get(site.node.name, (0,) * (2 * dimensions))
+    return [a + b for a, b in zip(own, outer, strict=True)]
 
 
 def _tensors(

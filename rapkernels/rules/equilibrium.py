@@ -19,11 +19,10 @@ class EquilibriumConvolution(Convolution):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, _, _ = ctx.saved
-        weight = self.folded_weight(ctx, weight, x)
+        x, weight, _, _ = self.kept(ctx)
         ratio: float = self.site.settings
         return ctx.settle(
-            *ctx.ops.relprop_equilibrium_conv(x, weight, *relevance, *self.geometry(weight), ratio)
+            *ctx.ops.relprop_equilibrium_conv(x, weight, *relevance, *self.geometry, ratio)
         )
 
 

@@ -19,11 +19,10 @@ class ZBoxConvolution(Convolution):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, _, _ = ctx.saved
-        weight = self.folded_weight(ctx, weight, x)
+        x, weight, _, _ = self.kept(ctx)
         low, high = bounds_of(ctx, x)
         return ctx.settle(
-            *ctx.ops.relprop_zbox_conv(x, weight, low, high, *relevance, *self.geometry(weight))
+            *ctx.ops.relprop_zbox_conv(x, weight, low, high, *relevance, *self.geometry)
         )
 
 

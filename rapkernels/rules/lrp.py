@@ -37,15 +37,13 @@ class LrpConvolution(Convolution):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, z, bias = ctx.saved
-        weight = self.folded_weight(ctx, weight, x)
-        geometry = self.geometry(weight)
+        x, weight, z, bias = self.kept(ctx)
         rule = self._rule
         if isinstance(rule, ZBox):
             low, high = _bounds(rule, ctx, x)
             return ctx.settle(
                 *ctx.ops.relprop_zbox_conv(
-                    x, weight, low, high, *relevance, *geometry, rule.stabilizer
+                    x, weight, low, high, *relevance, *self.geometry, rule.stabilizer
                 )
             )
         if isinstance(rule, WSquare | Flat):
@@ -56,7 +54,7 @@ class LrpConvolution(Convolution):
                     weight,
                     None,
                     *relevance,
-                    *geometry,
+                    *self.geometry,
                     "epsilon",
                     True,
                     bias,
@@ -70,7 +68,7 @@ class LrpConvolution(Convolution):
                 weight,
                 z,
                 *relevance,
-                *geometry,
+                *self.geometry,
                 rule.operation,
                 self.nonnegative,
                 bias if rule.bias else None,

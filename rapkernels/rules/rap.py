@@ -26,8 +26,7 @@ class RapConvolution(Convolution):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, z, _ = ctx.saved
-        weight = self.folded_weight(ctx, weight, x)
+        x, weight, z, _ = self.kept(ctx)
         signed = self._variant.split_signed and not self.nonnegative
 
         def propagate(x: Tensor) -> Relprop:
@@ -36,7 +35,7 @@ class RapConvolution(Convolution):
                 weight,
                 None if signed else z,
                 *relevance,
-                *self.geometry(weight),
+                *self.geometry,
                 self.name,
                 signed or self.nonnegative,
                 precision=self.precision,

@@ -23,10 +23,9 @@ class SharingConvolution(Convolution):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, z, bias = ctx.saved
-        weight = self.folded_weight(ctx, weight, x)
+        x, weight, z, bias = self.kept(ctx)
         return ctx.settle(
-            *ctx.ops.relprop_sharing_conv(x, weight, bias, z, *relevance, *self.geometry(weight))
+            *ctx.ops.relprop_sharing_conv(x, weight, bias, z, *relevance, *self.geometry)
         )
 
 
