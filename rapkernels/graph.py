@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -61,6 +62,29 @@ def bound_refs(template: Any, values: Any) -> Iterator[tuple[str, Any]]:
             yield from bound_refs(part, values[key])
 
 
+class Template:
+    """Arguments to be filled many times: where their :class:`Ref` are is found once."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self._arguments = arguments
+        self._direct: list[tuple[int, str]] = []
+        self._nested: list[int] = []
+        for position, argument in enumerate(arguments):
+            if isinstance(argument, Ref):
+                self._direct.append((position, argument.name))
+            elif any(refs(argument)):
+                self._nested.append(position)
+
+    def fill(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The arguments with a value for each :class:`Ref`; constants are the same objects."""
+        filled = list(self._arguments)
+        for position, name in self._direct:
+            filled[position] = values[name]
+        for position in self._nested:
+            filled[position] = map_refs(filled[position], values.__getitem__)
+        return tuple(filled)
+
+
 @dataclass(frozen=True, eq=False)
 class Node:
     """One operation of the graph.
@@ -102,8 +126,18 @@ class Node:
 
     def run(self, values: Mapping[str, Any]) -> Any:
         """Run the operation with a value for each :class:`Ref` in its arguments."""
-        args = map_refs(self.args, values.__getitem__)
-        return self.call(*args, **map_refs(self.kwargs, values.__getitem__))
+        args, kwargs = self.bind(values)
+        return self.call(*args, **kwargs)
+
+    def bind(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments with a value for each :class:`Ref` in them."""
+        args, kwargs = self._templates
+        filled = dict(zip(self.kwargs, kwargs.fill(values), strict=True)) if self.kwargs else {}
+        return args.fill(values), filled
+
+    @cached_property
+    def _templates(self) -> tuple[Template, Template]:
+        return Template(self.args), Template(tuple(self.kwargs.values()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from rapkernels.channels import Channels, find_channels
 from rapkernels.errors import LinearisedWarning, UnsupportedNode, UnsupportedOperationError
 from rapkernels.findings import warn
 from rapkernels.fusion import fuse
-from rapkernels.graph import Graph, Node, refs
+from rapkernels.graph import Graph, Node, Template, refs
 from rapkernels.nonnegative import nonnegative_values
 from rapkernels.roles import Roles, find_roles
 from rapkernels.rules.base import Method, NoRuleError, Role, Rule, Site
@@ -27,6 +27,7 @@ class Step:
         role: "input", "output" or "inner".
         inputs: the activations it reads, in the order of its arguments, with repetitions.
         frees: the values that nobody reads after this step.
+        operands: what the rule wants beside the operation's arguments.
     """
 
     node: Node
@@ -34,6 +35,7 @@ class Step:
     role: Role
     inputs: tuple[str, ...]
     frees: tuple[str, ...]
+    operands: Template
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,10 +153,10 @@ def _role(roles: Roles, name: str) -> Role:
 
 
 def _steps(graph: Graph, rules: dict[str, Rule], roles: Roles) -> tuple[Step, ...]:
+    operands = {name: rule.operands for name, rule in rules.items()}
     last_reader: dict[str, str] = {}
     for node in graph.nodes.values():
-        operands = rules[node.name].operands if node.name in rules else ()
-        for name in refs((node.args, node.kwargs, operands)):
+        for name in refs((node.args, node.kwargs, operands.get(node.name))):
             last_reader[name] = node.name
     frees: dict[str, list[str]] = {}
     for name, reader in last_reader.items():
@@ -167,6 +169,7 @@ def _steps(graph: Graph, rules: dict[str, Rule], roles: Roles) -> tuple[Step, ..
             role=_role(roles, node.name),
             inputs=graph.activations(node) if node.name in rules else (),
             frees=tuple(frees.get(node.name, ())),
+            operands=Template(operands.get(node.name, ())),
         )
         for node in graph.nodes.values()
     )

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from rapkernels.graph import Ref, map_refs, refs
+from rapkernels.graph import Ref, refs
 from rapkernels.program import Program, Step
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context
@@ -20,6 +20,7 @@ from rapkernels.workspace import Workspace
 Bounds = tuple[Tensor, Tensor]
 Tensors = Sequence[Tensor]
 Phase: TypeAlias = Literal["forward", "backward"]
+_UNTIMED = nullcontext()
 
 
 class Observer(Protocol):
@@ -173,9 +174,7 @@ class Walk:
             name = step.node.name
             context = Context(
                 ops=self._ops,
-                operands=()
-                if step.rule is None
-                else map_refs(step.rule.operands, live.__getitem__),
+                operands=step.operands.fill(live),
                 bounds=mapped.get(name),
                 wants_absorbed=self._observer is not None,
             )
@@ -193,6 +192,8 @@ class Walk:
     ) -> tuple[Any, ...]:
         """What a step saved, with a name for each input that is computed again."""
         names = {id(live[name]): name for name in step.inputs if name in self.program.again}
+        if not names:
+            return saved
         return tuple(Ref(names[id(value)]) if id(value) in names else value for value in saved)
 
     def _found(self, saved: Any) -> Any:
@@ -210,7 +211,7 @@ class Walk:
         return value
 
     def _timed(self, phase: Phase, step: Step) -> AbstractContextManager[None]:
-        return nullcontext() if self._observer is None else self._observer.timed(phase, step)
+        return _UNTIMED if self._observer is None else self._observer.timed(phase, step)
 
     def _materialise(self, relevance: Relevance) -> Tensor:
         return Context(ops=self._ops).materialise(relevance)
@@ -246,6 +247,5 @@ def _copied_from_inference(value: Any) -> Any:
 def _run(step: Step, context: Context, live: Mapping[str, Any]) -> Any:
     if step.rule is None:
         return step.node.run(live)
-    args = map_refs(step.node.args, live.__getitem__)
-    kwargs = map_refs(step.node.kwargs, live.__getitem__)
+    args, kwargs = step.node.bind(live)
     return step.rule.forward(context, *args, **kwargs)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from rapkernels.graph import Graph, Node, Ref, bound_refs, map_refs
+from rapkernels.graph import Graph, Node, Ref, bound_refs
 from rapkernels.reference._shares import share, stabilized
 from rapkernels.relevance import Relevance, saturate
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
@@ -110,8 +110,7 @@ class Attention(Mixing):
 
     @override
     def _mix(self, known: dict[str, Any], signal: Tensor) -> Tensor:
-        args = map_refs(self.node.args, known.__getitem__)
-        kwargs = map_refs(self.node.kwargs, known.__getitem__)
+        args, kwargs = self.node.bind(known)
         place = [*self.node.arguments].index(self._values)
         if place < len(args):
             args = (*args[:place], signal, *args[place + 1 :])
