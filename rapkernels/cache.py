@@ -13,6 +13,7 @@ from torch import nn
 from rapkernels.capture import capture
 from rapkernels.graph import Graph
 from rapkernels.inputs import Inputs
+from rapkernels.modules import named_modules
 from rapkernels.outputs import OutputPath
 from rapkernels.program import Program, compile_program
 from rapkernels.rules.base import Method
@@ -119,22 +120,30 @@ def cache_of(module: nn.Module) -> ProgramCache:
         return _caches.setdefault(module, ProgramCache())
 
 
+# What every module has beside its settings.
+_CONTAINERS = frozenset(
+    name for name, value in vars(nn.Module()).items() if isinstance(value, dict | set)
+)
+_PLAIN = (int, float, str, type(None))
+
+
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What an export depends on beside the input: structure and settings, not parameter values."""
     parts: list[Any] = []
-    for path, child in module.named_modules(remove_duplicate=False):
-        settings = tuple(
-            (key, value)
-            for key, value in vars(child).items()
-            if isinstance(value, bool | int | float | str | None)
-            or (isinstance(value, tuple) and all(isinstance(item, int) for item in value))
-        )
-        tensors = tuple(
-            (key, tuple(tensor.shape), tensor.dtype, tensor.device)
-            for held in (child._parameters, child._buffers)
-            for key, tensor in held.items()
-            if tensor is not None
-        )
+    for path, child in named_modules(module, remove_duplicate=False):
+        settings: list[Any] = []
+        for key, value in vars(child).items():
+            if key not in _CONTAINERS and (isinstance(value, _PLAIN) or _is_of_ints(value)):
+                settings += (key, value)
+        tensors: list[Any] = []
+        for held in (child._parameters, child._buffers):
+            for key, tensor in held.items():
+                if tensor is not None:
+                    tensors += (key, tensor.shape, tensor.dtype, tensor.device)
         hooks = (*child._forward_pre_hooks, *child._forward_hooks)
-        parts.append((path, type(child), id(child), settings, tensors, hooks))
+        parts.append((path, type(child), id(child), tuple(settings), tuple(tensors), hooks))
     return tuple(parts)
+
+
+def _is_of_ints(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(item, int) for item in value)

@@ -242,6 +242,8 @@ def nodes_of_layers(program: Program, layers: Sequence[str], model: nn.Module) -
         ArgumentError: a path names no module, one that runs nothing, or one behind the value
             where relevance starts.
     """
+    if not layers:
+        return {}
     # What leads to a gate alone has no rule: its relevance is 0.
     reached = {step.node.name for step in program.steps if step.rule is not None}
     before = program.graph.ancestors(program.end)

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from rapkernels import host
 from rapkernels.errors import ArgumentError, ArgumentTypeError, TrainingModeError
 from rapkernels.findings import Findings
+from rapkernels.modules import named_modules, tensors_of
 
 _DIFFERENT_IN_TRAINING = (
     nn.modules.batchnorm._BatchNorm,
@@ -33,7 +34,7 @@ def check_eval_mode(model: nn.Module) -> None:
     """Raise TrainingModeError if layers of the model behave as in training."""
     training = [
         f"{path or '(root)'} ({type(module).__name__})"
-        for path, module in model.named_modules()
+        for path, module in named_modules(model)
         if module.training and isinstance(module, _DIFFERENT_IN_TRAINING)
     ]
     if training:
@@ -46,14 +47,14 @@ def check_eval_mode(model: nn.Module) -> None:
 
 def check_parameters(model: nn.Module) -> None:
     """Raise unless all parameters are there, and none is packed for quantised kernels."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if "quantized" in type(module).__module__.split("."):
             raise ArgumentTypeError(
                 "model must have floating-point layers, but "
                 f"{path or '(root)'} ({type(module).__name__}) is quantised: explain the model "
                 "that it was made from"
             )
-        if any(map(is_lazy, module._parameters.values())):
+        if any(is_lazy(held) for held in module._parameters.values() if held is not None):
             raise ArgumentError(
                 "model must have all its parameters, but those of "
                 f"{path or '(root)'} ({type(module).__name__}) are not there before its first "
@@ -75,13 +76,14 @@ def check_input(model: nn.Module, x: Any, name: str = "x") -> None:
         raise ArgumentError(
             f"{name} must have a batch dimension and at least one more, got shape {list(x.shape)}"
         )
-    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
+    parameters, buffers = tensors_of(model)
+    dtypes = {p.dtype for p in parameters if p.dtype.is_floating_point}
     if dtypes and x.dtype not in dtypes:
         wanted = " or ".join(sorted(_name(dtype) for dtype in dtypes))
         raise ArgumentTypeError(
             f"{name} must have the dtype of the model's parameters, {wanted}, got {_name(x.dtype)}"
         )
-    _check_device(model, x, name)
+    _check_device(parameters, buffers, x, name)
 
 
 def check_constant_input(model: nn.Module, x: Tensor, name: str) -> None:
@@ -93,7 +95,7 @@ def check_constant_input(model: nn.Module, x: Tensor, name: str) -> None:
     _check_dense(x, name)
     if x.dim() < 1:
         raise ArgumentError(f"{name} must have a batch dimension, got shape []")
-    _check_device(model, x, name)
+    _check_device(*tensors_of(model), x, name)
 
 
 def _check_dense(x: Tensor, name: str) -> None:
@@ -101,10 +103,9 @@ def _check_dense(x: Tensor, name: str) -> None:
         raise ArgumentTypeError(f"{name} must be a dense tensor, got layout {x.layout}")
 
 
-def _check_device(model: nn.Module, x: Tensor, name: str) -> None:
-    parameters = [p for p in model.parameters() if p.dtype.is_floating_point]
-    buffers = [b for b in model.buffers() if b.dtype.is_floating_point and b.dim() > 0]
-    devices = {tensor.device for tensor in (*parameters, *buffers)}
+def _check_device(parameters: list[Tensor], buffers: list[Tensor], x: Tensor, name: str) -> None:
+    devices = {p.device for p in parameters if p.dtype.is_floating_point}
+    devices |= {b.device for b in buffers if b.dtype.is_floating_point and b.dim() > 0}
     wanted = ", ".join(sorted(str(device) for device in devices))
     if len(devices) > 1:
         raise ArgumentError(

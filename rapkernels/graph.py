@@ -234,12 +234,23 @@ class Graph:
     def values(self, module: torch.nn.Module) -> dict[str, Any]:
         """Look up the parameters, buffers and constants, as they are in the module right now."""
         found: dict[str, Any] = dict(self.constants)
-        for name, path in self.attributes.items():
-            tensor: Any = module
-            for part in path.split("."):
-                tensor = getattr(tensor, part)
-            found[name] = tensor.detach() if isinstance(tensor, Tensor) else tensor
+        for parts, held in self._owners.items():
+            owner: Any = module
+            for part in parts:
+                owner = getattr(owner, part)
+            for name, attribute in held:
+                tensor = getattr(owner, attribute)
+                found[name] = tensor.detach() if isinstance(tensor, Tensor) else tensor
         return found
+
+    @cached_property
+    def _owners(self) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+        """Path of a module -> (name, attribute) of what it holds."""
+        owners: dict[tuple[str, ...], list[tuple[str, str]]] = {}
+        for name, path in self.attributes.items():
+            *parts, attribute = path.split(".")
+            owners.setdefault(tuple(parts), []).append((name, attribute))
+        return owners
 
 
 def bind_arguments(

@@ -40,7 +40,7 @@ class Workspace:
 def empty_like(tensor: Tensor, memory_format: torch.memory_format | None = None) -> Tensor:
     """As ``torch.empty_like``, from the workspace where one is open."""
     native = _library.native()
-    if native is None or type(tensor) is not Tensor or tensor.device.type != "cpu":
+    if native is None or type(tensor) is not Tensor or not tensor.is_cpu:
         return torch.empty_like(tensor, memory_format=memory_format or torch.preserve_format)
     result: Tensor = native.workspace_empty_like(tensor, memory_format)
     return result
