@@ -4,15 +4,20 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/mm.h>
+#include <ATen/ops/sub.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <functional>
+
 #include "convolution.h"
 #include "device.h"
 #include "quotient.h"
+#include "split_conv.h"
 #include "state.h"
 #include "targets.h"
+#include "workspace.h"
 
 namespace rapkernels {
 namespace {
@@ -95,6 +100,50 @@ Tensor folded(const Tensor& both, int64_t groups) {
   return both.contiguous().view(split).sum(2).reshape(joined);
 }
 
+// The contributions of a relevance (T N, ...), not all finite; `total` is what was absorbed.
+using Step =
+    std::function<Tensor(const Tensor& relevance, const OptionalTensor& psi, Tensor& total)>;
+
+// By kernels that multiply each weight once: x - l with w+, h - x with |w-|.
+Step split_step(const Tensor& x, const Tensor& low, const Tensor& high, const Tensor& weight,
+                const ConvShape& conv, double stabilizer) {
+  const auto difference = [&](const Tensor& a, const Tensor& b) {
+    Tensor out = workspace_empty(x.sizes(), x.options().memory_format(conv.format));
+    return pad_unequal(at::sub_out(out, a, b), conv);
+  };
+  const Tensor up = difference(x, low);
+  const Tensor down = difference(high, x);
+  const Tensor z = split_conv_sums(up, down, weight, conv);
+  const Tensor opposite = weight.neg();
+  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
+    const Part q = zbox(z, relevance, psi, stabilizer);
+    total = q.total;
+    const auto send = [&](const Tensor& part, const Tensor& w) {
+      Tensor messages = split_conv_positive_transposed(q.s, w, part, conv);
+      messages.unflatten(0, {-1, x.size(0)}).mul_(part);
+      return messages;
+    };
+    return crop_unequal(send(up, weight).add_(send(down, opposite)), conv);
+  };
+}
+
+// By the library, on the extended input.
+Step extended_step(const Tensor& x, const Tensor& low, const Tensor& high, const Tensor& weight,
+                   const ConvShape& conv, double stabilizer) {
+  const Tensor both =
+      pad_unequal(extended(x - low, x - high, conv.groups).contiguous(conv.format), conv);
+  const Tensor weights =
+      extended(weight.clamp_min(0), weight.clamp_max(0), 1).contiguous(conv.format);
+  const Tensor z = convolve(both, weights, conv);
+  return [=](const Tensor& relevance, const OptionalTensor& psi, Tensor& total) {
+    const Part q = zbox(z, relevance, psi, stabilizer);
+    total = q.total;
+    const Tensor messages = convolve_transposed(q.s, weights, both, conv);
+    messages.unflatten(0, {-1, x.size(0)}).mul_(both);
+    return folded(crop_unequal(messages, conv), conv.groups);
+  };
+}
+
 State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low,
                         const Tensor& high, const Tensor& relevance, OptionalTensor psi,
                         OptionalTensor scale, at::IntArrayRef stride, at::IntArrayRef padding,
@@ -117,23 +166,19 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
 
   const Tensor in = accumulated(x, format);
   const auto dense = at::MemoryFormat::Contiguous;
-  const Tensor both =
-      pad_unequal(extended(in - accumulated(low, dense), in - accumulated(high, dense), groups)
-                      .contiguous(format),
-                  conv);
+  const Tensor least = accumulated(low, dense);
+  const Tensor most = accumulated(high, dense);
   const Tensor w = accumulated(weight, format);
-  const Tensor weights = extended(w.clamp_min(0), w.clamp_max(0), 1).contiguous(format);
-  const Tensor z = convolve(both, weights, conv);
+  const Step step = has_split_zbox(in, w, conv)
+                        ? split_step(in, least, most, w, conv, stabilizer)
+                        : extended_step(in, least, most, w, conv, stabilizer);
   return for_target_chunks(
       x, accumulated(relevance, format), psi, scale, format, {},
       [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit,
           const Tensor&) {
-        const Part q = zbox(z, incoming, shift, stabilizer);
-        const Tensor messages = convolve_transposed(q.s, weights, both, conv);
-        messages.unflatten(0, {-1, x.size(0)}).mul_(both);
-        const Tensor values =
-            finite(folded(crop_unequal(messages, conv), groups)).contiguous(format);
-        return settle_complete(values, q.total, unit, x.scalar_type());
+        Tensor total;
+        const Tensor values = finite(step(incoming, shift, total)).contiguous(format);
+        return settle_complete(values, total, unit, x.scalar_type());
       });
 }
 

@@ -22,6 +22,15 @@ Transposed split_conv_backward(const Tensor&, const Tensor&, const Tensor&, cons
   return {};
 }
 
+bool has_split_zbox(const Tensor&, const Tensor&, const ConvShape&) { return false; }
+
+Tensor split_conv_sums(const Tensor&, const Tensor&, const Tensor&, const ConvShape&) { return {}; }
+
+Tensor split_conv_positive_transposed(const Tensor&, const Tensor&, const Tensor&,
+                                      const ConvShape&) {
+  return {};
+}
+
 #else
 
 namespace {
@@ -41,12 +50,19 @@ cpu::SplitConv describe(const Tensor& x, const Tensor& weight, const ConvShape& 
           {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)}};
 }
 
+bool is_covered(const Tensor& x, const ConvShape& conv) {
+  return !runs_cuda_kernels(x) && x.scalar_type() == at::kFloat && x.dim() == 4 &&
+         conv.format == at::MemoryFormat::ChannelsLast && conv.groups == 1;
+}
+
 }  // namespace
 
 bool has_split_conv(const Tensor& x, const Tensor& weight, const ConvShape& conv, bool bfloat16) {
-  return !runs_cuda_kernels(x) && x.scalar_type() == at::kFloat && x.dim() == 4 &&
-         conv.format == at::MemoryFormat::ChannelsLast && conv.groups == 1 &&
-         cpu::runs_split_conv(describe(x, weight, conv), bfloat16);
+  return is_covered(x, conv) && cpu::runs_split_conv(describe(x, weight, conv), bfloat16);
+}
+
+bool has_split_zbox(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
+  return is_covered(x, conv) && cpu::runs_split_zbox(describe(x, weight, conv));
 }
 
 Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z,
@@ -74,6 +90,25 @@ Transposed split_conv_backward(const Tensor& positive, const Tensor& negative, c
   } else {
     run(positive.const_data_ptr<float>(), negative.const_data_ptr<float>());
   }
+  return out;
+}
+
+Tensor split_conv_sums(const Tensor& up, const Tensor& down, const Tensor& weight,
+                       const ConvShape& conv) {
+  const cpu::SplitConv described = describe(up, weight, conv);
+  const auto& axes = described.axes;
+  Tensor z = workspace_empty({up.size(0), described.outputs, axes[0].results, axes[1].results},
+                             up.options().memory_format(conv.format));
+  cpu::split_conv_sums(described, up.const_data_ptr<float>(), down.const_data_ptr<float>(),
+                       up.size(0), z.mutable_data_ptr<float>());
+  return z;
+}
+
+Tensor split_conv_positive_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
+                                      const ConvShape& conv) {
+  Tensor out = empty_for_targets(x, s, conv.format);
+  cpu::split_conv_positive_transposed(describe(x, weight, conv), s.const_data_ptr<float>(),
+                                      s.size(0), out.mutable_data_ptr<float>());
   return out;
 }
 

@@ -23,4 +23,15 @@ Transposed split_conv_backward(const Tensor& positive, const Tensor& negative, c
                                const Tensor& x, const ConvShape& conv, bool nonnegative,
                                const Tensor& room);
 
+// Whether there are the two below, for any number of channels.
+bool has_split_zbox(const Tensor& x, const Tensor& weight, const ConvShape& conv);
+
+// C_{w+}(up) + C_{|w-|}(down).
+Tensor split_conv_sums(const Tensor& up, const Tensor& down, const Tensor& weight,
+                       const ConvShape& conv);
+
+// T_{w+}(s), shaped like x but for its samples, which are those of s.
+Tensor split_conv_positive_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
+                                      const ConvShape& conv);
+
 }  // namespace rapkernels

@@ -14,9 +14,9 @@
 #include <type_traits>
 #include <vector>
 
-#include "split_conv_axes.h"
+#include "split_conv_pass.h"
+// Compiled for AVX-512, and all that follows.
 #include "split_conv_lanes.h"
-// After what it is made of, and after what switches to AVX-512.
 #include "split_conv_pack.h"
 
 namespace rapkernels::cpu {
@@ -26,40 +26,6 @@ constexpr double kPackCycles = 7;            // of a register, where a product t
 constexpr int64_t kChannels = 16;            // of the source, packed at a time
 constexpr int64_t kSumsBytes = 256 * 1024;   // that stay in the second-level cache
 constexpr int64_t kPlanesBytes = 24 * 1024;  // that stay in the first-level cache
-
-// Lanes: `samples` samples by `rows` by `columns` segments of the positions of one phase.
-struct Lanes {
-  int64_t samples;
-  int64_t rows;
-  int64_t columns;
-  int64_t height;  // of a segment, in whole tiles
-  int64_t width;
-  Tile tile;
-};
-
-// The lanes and the tile that multiply the least with nothing.
-Lanes choose_lanes(int64_t samples, int64_t height, int64_t width) {
-  Lanes best{};
-  double least = std::numeric_limits<double>::infinity();
-  for (int64_t n = 1; n <= kLanes; n *= 2) {
-    for (int64_t rows = 1; n * rows <= kLanes; rows *= 2) {
-      const int64_t columns = kLanes / n / rows;
-      for (const Tile& tile : kTiles) {
-        const int64_t high = divide_up(divide_up(height, rows), tile.rows) * tile.rows;
-        const int64_t wide = divide_up(divide_up(width, columns), tile.columns) * tile.columns;
-        const auto size = static_cast<double>(tile.size());
-        // A broadcast for each `size` products.
-        const double work =
-            static_cast<double>(divide_up(samples, n) * high * wide) * (size + 0.5) / size;
-        if (work < least) {
-          least = work;
-          best = {n, rows, columns, high, wide, tile};
-        }
-      }
-    }
-  }
-  return best;
-}
 
 class Buffer {
  public:
@@ -75,30 +41,6 @@ class Buffer {
   c10::DataPtr data_;
 };
 
-// ---- a pass ------------------------------------------------------------------------------------
-
-enum class Source {
-  kPositive,  // one part, which meets w+ alone
-  kParts,     // two parts, chosen by the sign of w
-  kRounded,   // those, and w, in bfloat16
-};
-
-struct Pass {
-  Source source;
-  std::array<Axis, 2> axes;
-  int64_t channels;  // of one part of the source
-  int64_t results;   // channels
-  const float* weight;
-  std::array<int64_t, 4> strides;  // of the weight: channel, result, row, column
-  std::array<const void*, 2> in;   // the parts: bfloat16 for kRounded, else float
-  const float* z;                  // where the results are twice the sums less z
-  int64_t samples;
-  std::array<float*, 2> out;  // the second may be null
-
-  int64_t parts() const { return source == Source::kPositive ? 1 : 2; }
-  int64_t lists() const { return out[1] == nullptr ? 1 : 2; }
-};
-
 // The results of one phase of both axes.
 class Phase {
  public:
@@ -112,6 +54,7 @@ class Phase {
         lanes_(choose_lanes(pass.samples, pass.axes[0].positions(row),
                             pass.axes[1].positions(column))) {
     per_word_ = pass.source == Source::kRounded ? 2 : 1;
+    units_ = divide_up(std::min(kChannels, pass.channels), per_word_);
     planes_ = pass.parts() * pass.axes[0].source_step * pass.axes[1].source_step;
     if (pass.source == Source::kRounded) planes_ *= 2;
     choose_items();
@@ -125,8 +68,9 @@ class Phase {
 
   void run() const {
     at::parallel_for(0, groups_ * bands_ * strips_ * blocks_, 1, [&](int64_t begin, int64_t end) {
-      const Buffer planes(kChannels / per_word_ * unit_);
-      const Buffer sums(at_once_ * pass_.lists() * tiles_ * lanes_.tile.size() * kLine);
+      const Buffer planes(units_ * unit_);
+      const Buffer sums((pass_.in_blocks ? 2 : 1) * at_once_ * stride_of_sums() *
+                        static_cast<int64_t>(sizeof(float)));
       std::vector<int64_t> pixels(source_phases() * rows_ * columns_ * kLanes);
       for (int64_t i = begin; i < end; ++i) {
         // Neighbours share what they pack: blocks of results vary fastest.
@@ -169,8 +113,9 @@ class Phase {
         const int64_t items =
             groups_ * strips_ * divide_up(high, tiles) * divide_up(wholes * kChannels, at_once);
         const int64_t packed = (tiles * tile.rows + shifts_[0].length()) * columns_ * planes_;
-        const double item = kPackCycles * static_cast<double>(packed) +
-                            static_cast<double>(at_once * tiles * tile.size() * taps_);
+        const double item =
+            kPackCycles * static_cast<double>(packed) +
+            static_cast<double>(std::min(at_once, pass_.results) * tiles * tile.size() * taps_);
         const double cost = item * static_cast<double>(divide_up(items, threads));
         if (cost >= least) continue;
         least = cost;
@@ -185,12 +130,12 @@ class Phase {
     plane_ = ((rows_ * columns_) | 1) * kLine;
     unit_ = planes_ * plane_;
     const int64_t read = planes_ * (tile.rows + shifts_[0].length()) * columns_ * kLine;
-    const int64_t units = kChannels / per_word_;
-    block_ = divide_up(units, divide_up(units, std::clamp<int64_t>(kPlanesBytes / read, 1, units)));
+    block_ =
+        divide_up(units_, divide_up(units_, std::clamp<int64_t>(kPlanesBytes / read, 1, units_)));
   }
 
   void find_offsets() {
-    for (int64_t unit = 0; unit < kChannels / per_word_; ++unit) {
+    for (int64_t unit = 0; unit < units_; ++unit) {
       for (const Tap& row : row_taps_) {
         for (const Tap& column : column_taps_) {
           const int64_t phase = row.phase * pass_.axes[1].source_step + column.phase;
@@ -265,13 +210,13 @@ class Phase {
     }
   }
 
-  int64_t words_of_result() const { return kChannels / per_word_ * taps_; }
+  int64_t words_of_result() const { return units_ * taps_; }
 
   // words_ and listed_, their offsets: the positive weights of [block of channels][result], which
   // begin at starts_, `block_` channels after each other.
   void list_weights() {
     const int64_t lists = divide_up(pass_.channels, kChannels) * pass_.results;
-    const int64_t blocks = divide_up(kChannels, block_);
+    const int64_t blocks = divide_up(units_, block_);
     starts_.assign(lists * blocks + 1, 0);
     const auto each_block = [&](const auto& body) {
       at::parallel_for(0, lists, 64, [&](int64_t begin, int64_t end) {
@@ -280,7 +225,7 @@ class Phase {
           gather_weights(i / pass_.results * kChannels, i % pass_.results, weights);
           for (int64_t block = 0; block < blocks; ++block) {
             const int64_t at = block * block_ * taps_;
-            const int64_t size = std::min(block_ * taps_, kChannels * taps_ - at);
+            const int64_t size = std::min(block_ * taps_, units_ * taps_ - at);
             body(i * blocks + block, weights.data() + at, offsets_.data() + at, size);
           }
         }
@@ -311,9 +256,12 @@ class Phase {
     const int64_t tiles = std::min(tiles_, (lanes_.height - item.top) / lanes_.tile.rows);
     const int64_t results = std::min(at_once_, pass_.results - item.begin);
     find_pixels(item, pixels);
-    std::memset(sums, 0, results * stride_of_sums() * sizeof(float));
+    const int64_t size = results * stride_of_sums();
+    float* totals = pass_.in_blocks ? sums + at_once_ * stride_of_sums() : sums;
+    std::memset(totals, 0, size * sizeof(float));
     for (int64_t c = 0; c < pass_.channels; c += kChannels) {
       pack(pixels, c, planes);
+      if (pass_.in_blocks) std::memset(sums, 0, size * sizeof(float));
       const int64_t units = divide_up(std::min(kChannels, pass_.channels - c), per_word_);
       const int64_t first = c / kChannels * pass_.results + item.begin;
       for (int64_t from = 0; from < units; from += block_) {
@@ -327,8 +275,11 @@ class Phase {
           }
         }
       }
+      if (pass_.in_blocks) {
+        for (int64_t i = 0; i < size; ++i) totals[i] += sums[i];
+      }
     }
-    for (int64_t list = 0; list < pass_.lists(); ++list) unpack(item, tiles, results, list, sums);
+    for (int64_t list = 0; list < pass_.lists(); ++list) unpack(item, tiles, results, list, totals);
   }
 
   // From the sums of one channel of the results to those of the next.
@@ -338,13 +289,14 @@ class Phase {
            float* out) const {
     const auto run = per_word_ == 2 ? lanes_.tile.pair : lanes_.tile.single;
     const int64_t row = columns_ * kLine;
-    const int64_t last = (pass_.source == Source::kRounded ? 3 : 1) * plane_;
+    const int64_t opposite = source_phases() * plane_;
+    const int64_t last = (pass_.source == Source::kRounded ? 3 : 1) * opposite;
     for (int64_t o = 0; o < results; ++o, out += stride_of_sums()) {
       const int32_t* w = words_.as<int32_t>() + (first + o) * words_of_result() + from * taps_;
       const int32_t* offsets = offsets_.data() + from * taps_;
-      run(w, offsets, units * taps_, base, row, plane_, out);
+      run(w, offsets, units * taps_, base, row, opposite, out);
       if (pass_.lists() == 2) {
-        run(w, offsets, units * taps_, base + last, row, -plane_,
+        run(w, offsets, units * taps_, base + last, row, -opposite,
             out + tiles_ * lanes_.tile.size() * kLanes);
       }
     }
@@ -352,7 +304,7 @@ class Phase {
 
   void add_listed(int64_t first, int64_t results, int64_t block, const char* base,
                   float* out) const {
-    const int64_t blocks = divide_up(kChannels, block_);
+    const int64_t blocks = divide_up(units_, block_);
     for (int64_t o = 0; o < results; ++o, out += stride_of_sums()) {
       const int64_t* start = starts_.data() + (first + o) * blocks + block;
       lanes_.tile.single(words_.as<int32_t>() + *start, listed_.as<int32_t>() + *start,
@@ -466,6 +418,7 @@ class Phase {
   int64_t taps_;
   Lanes lanes_;
   int64_t per_word_;  // weights; as many channels are a unit of the source
+  int64_t units_;     // of a block of channels
   int64_t planes_;    // of a unit
   int64_t groups_;    // of samples
   int64_t bands_;     // of rows of a segment
@@ -512,43 +465,63 @@ void run(const Pass& pass) {
 #pragma GCC diagnostic pop
 #pragma GCC pop_options
 
-bool runs_split_conv(const SplitConv& conv, bool bfloat16) {
+namespace {
+
+bool has_instructions(bool bfloat16) {
   static const bool has_avx512 =
       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
   static const bool has_bfloat16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
-  return (bfloat16 ? has_bfloat16 : has_avx512) && conv.inputs >= kChannels &&
+  return bfloat16 ? has_bfloat16 : has_avx512;
+}
+
+// Whether offsets in the planes of an item fit their type. Its sums in the cache are of at most 85
+// rows, as tiles have 3 columns and more, and of 16 columns.
+bool has_small_planes(const SplitConv& conv) {
+  const auto beyond = [](const SplitAxis& axis) {
+    return (axis.kernel - 1) * axis.dilation / axis.step + 1;
+  };
+  const int64_t plane = (85 + beyond(conv.axes[0])) * (16 + beyond(conv.axes[1])) * kLine;
+  const int64_t forward = conv.axes[0].step * conv.axes[1].step * std::min(kChannels, conv.inputs);
+  const int64_t backward = std::min(kChannels, conv.outputs);
+  return 2 * std::max(forward, backward) * plane <= std::numeric_limits<int32_t>::max();
+}
+
+}  // namespace
+
+bool runs_split_conv(const SplitConv& conv, bool bfloat16) {
+  return has_instructions(bfloat16) && has_small_planes(conv) && conv.inputs >= kChannels &&
          conv.outputs >= kChannels;
+}
+
+bool runs_split_zbox(const SplitConv& conv) {
+  return has_instructions(/*bfloat16=*/false) && has_small_planes(conv);
 }
 
 void split_conv_forward(const SplitConv& conv, const float* x, const float* z, int64_t samples,
                         float* a) {
-  const auto& w = conv.strides;
-  run({Source::kPositive,
-       {forward_axis(conv.axes[0]), forward_axis(conv.axes[1])},
-       conv.inputs,
-       conv.outputs,
-       conv.weight,
-       {w[1], w[0], w[2], w[3]},
-       {x, nullptr},
-       z,
-       samples,
-       {a, nullptr}});
+  Pass pass = forward_pass(conv, Source::kPositive, {x, nullptr}, samples, a);
+  pass.z = z;
+  run(pass);
+}
+
+void split_conv_sums(const SplitConv& conv, const float* up, const float* down, int64_t samples,
+                     float* z) {
+  run(forward_pass(conv, Source::kParts, {up, down}, samples, z));
+}
+
+void split_conv_positive_transposed(const SplitConv& conv, const float* s, int64_t samples,
+                                    float* out) {
+  Pass pass = backward_pass(conv, Source::kPositive, {s, nullptr}, samples, {out, nullptr});
+  pass.in_blocks = true;
+  run(pass);
 }
 
 template <typename S>
 void split_conv_backward(const SplitConv& conv, const S* positive, const S* negative,
                          int64_t samples, float* to_positive, float* to_negative) {
-  run({std::is_same_v<S, float> ? Source::kParts : Source::kRounded,
-       {backward_axis(conv.axes[0]), backward_axis(conv.axes[1])},
-       conv.outputs,
-       conv.inputs,
-       conv.weight,
-       conv.strides,
-       {positive, negative},
-       nullptr,
-       samples,
-       {to_positive, to_negative}});
+  const Source source = std::is_same_v<S, float> ? Source::kParts : Source::kRounded;
+  run(backward_pass(conv, source, {positive, negative}, samples, {to_positive, to_negative}));
 }
 
 }  // namespace rapkernels::cpu
@@ -558,7 +531,10 @@ void split_conv_backward(const SplitConv& conv, const S* positive, const S* nega
 namespace rapkernels::cpu {
 
 bool runs_split_conv(const SplitConv&, bool) { return false; }
+bool runs_split_zbox(const SplitConv&) { return false; }
 void split_conv_forward(const SplitConv&, const float*, const float*, int64_t, float*) {}
+void split_conv_sums(const SplitConv&, const float*, const float*, int64_t, float*) {}
+void split_conv_positive_transposed(const SplitConv&, const float*, int64_t, float*) {}
 template <typename S>
 void split_conv_backward(const SplitConv&, const S*, const S*, int64_t, float*, float*) {}
 

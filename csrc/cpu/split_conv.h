@@ -31,9 +31,20 @@ struct SplitConv {
 // channels fill its registers.
 bool runs_split_conv(const SplitConv& conv, bool bfloat16);
 
+// Whether split_conv_sums and split_conv_positive_transposed run: with any number of channels.
+bool runs_split_zbox(const SplitConv& conv);
+
 // A = |w| * x of x >= 0 (N, inputs, ...) whose z (N, outputs, ...) is known, as 2 w+ * x - z.
 void split_conv_forward(const SplitConv& conv, const float* x, const float* z, int64_t samples,
                         float* a);
+
+// z = w+ * up + |w-| * down of the parts (N, inputs, ...) of an input layer.
+void split_conv_sums(const SplitConv& conv, const float* up, const float* down, int64_t samples,
+                     float* z);
+
+// T_{w+}(s) (N, inputs, ...) of s (N, outputs, ...).
+void split_conv_positive_transposed(const SplitConv& conv, const float* s, int64_t samples,
+                                    float* out);
 
 // S+ and S- (N, outputs, ...) of a type S: float, or bfloat16, to which w is then rounded.
 // to_positive (N, inputs, ...) is T_{w+}(S+) + T_{|w-|}(S-), to_negative, unless null,

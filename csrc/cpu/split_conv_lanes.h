@@ -8,6 +8,8 @@
 #include <cstring>
 #include <limits>
 
+#include "split_conv_axes.h"
+
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,fma,bmi2")
 #pragma GCC diagnostic push
@@ -91,6 +93,40 @@ constexpr Tile tile() {
 constexpr Tile kTiles[] = {tile<1, 16>(), tile<1, 14>(), tile<1, 12>(), tile<1, 10>(),
                            tile<2, 8>(),  tile<2, 7>(),  tile<2, 6>(),  tile<2, 5>(),
                            tile<4, 4>(),  tile<4, 3>(),  tile<1, 8>(),  tile<1, 7>()};
+
+// Lanes: `samples` samples by `rows` by `columns` segments of the positions of one phase.
+struct Lanes {
+  int64_t samples;
+  int64_t rows;
+  int64_t columns;
+  int64_t height;  // of a segment, in whole tiles
+  int64_t width;
+  Tile tile;
+};
+
+// The lanes and the tile that multiply the least with nothing.
+inline Lanes choose_lanes(int64_t samples, int64_t height, int64_t width) {
+  Lanes best{};
+  double least = std::numeric_limits<double>::infinity();
+  for (int64_t n = 1; n <= kLanes; n *= 2) {
+    for (int64_t rows = 1; n * rows <= kLanes; rows *= 2) {
+      const int64_t columns = kLanes / n / rows;
+      for (const Tile& tile : kTiles) {
+        const int64_t high = divide_up(divide_up(height, rows), tile.rows) * tile.rows;
+        const int64_t wide = divide_up(divide_up(width, columns), tile.columns) * tile.columns;
+        const auto size = static_cast<double>(tile.size());
+        // A broadcast for each `size` products.
+        const double work =
+            static_cast<double>(divide_up(samples, n) * high * wide) * (size + 0.5) / size;
+        if (work < least) {
+          least = work;
+          best = {n, rows, columns, high, wide, tile};
+        }
+      }
+    }
+  }
+  return best;
+}
 
 // Rows of 16 become columns.
 inline void transpose(__m512 (&v)[16]) {

@@ -2,8 +2,6 @@
 // two, one after the other. Included after split_conv_lanes.h, and compiled for AVX-512 as it.
 #pragma once
 
-#include <c10/util/BFloat16.h>
-
 #include "split_conv_lanes.h"
 
 namespace rapkernels::cpu {
@@ -25,6 +23,7 @@ void pack_channels(const float* in, int64_t channels, const int64_t* pixels, int
     transpose(v);
 #pragma GCC unroll 16
     for (int c = 0; c < 16; ++c) {
+      if (c == channels) break;
       _mm512_store_ps(out + c * unit, negates ? negated(v[c]) : v[c]);
     }
   }
