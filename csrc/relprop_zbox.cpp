@@ -172,14 +172,14 @@ State relprop_zbox_conv(const Tensor& x, const Tensor& weight, const Tensor& low
   const Step step = has_split_zbox(in, w, conv)
                         ? split_step(in, least, most, w, conv, stabilizer)
                         : extended_step(in, least, most, w, conv, stabilizer);
-  return for_target_chunks(
-      x, accumulated(relevance, format), psi, scale, format, {},
-      [&](const Tensor& incoming, const OptionalTensor& shift, const OptionalTensor& unit,
-          const Tensor&) {
-        Tensor total;
-        const Tensor values = finite(step(incoming, shift, total)).contiguous(format);
-        return settle_complete(values, total, unit, x.scalar_type());
-      });
+  return for_target_chunks(x, accumulated(relevance, format), psi, scale, format, {},
+                           [&](const Tensor& incoming, const OptionalTensor& shift,
+                               const OptionalTensor& unit, const Tensor&) {
+                             Tensor total;
+                             const Tensor values =
+                                 finite(step(incoming, shift, total)).contiguous(format);
+                             return settle_complete(values, total, unit, x.scalar_type());
+                           });
 }
 
 }  // namespace
