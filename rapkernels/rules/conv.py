@@ -27,6 +27,8 @@ class Convolution(Rule):
 
     Attributes:
         keeps_z: whether the backward needs the convolution without bias.
+        geometry: stride, (low, high) padding for each spatial dimension with that of the pad
+            before, dilation and groups, as the ops take them.
     """
 
     keeps_z: bool = True
