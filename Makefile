@@ -66,7 +66,7 @@ sanitize: build/sanitize/CMakeCache.txt ## the C++ tests under address and undef
 
 # Which tests: those that run kernels. Python itself is not sanitized, so the libraries must be there before it.
 EMULATED_TESTS := $(addprefix tests/test_,ops.py op_rules.py op_targets.py equilibrium_ops.py sharing_ops.py shares.py unaligned.py op_errors.py \
-	conservation.py determinism.py linear_blocks.py \
+	conservation.py determinism.py linear_blocks.py fused_conv.py \
 	golden_layers.py golden_networks.py emulated.py)
 test-emulated: build/emulated/CMakeCache.txt ## test the CUDA kernels on the CPU, under sanitizers (PYTEST_FLAGS=...)
 	$(VENV)/bin/cmake --build build/emulated --target rapkernels_emulated --parallel $(MAX_JOBS)

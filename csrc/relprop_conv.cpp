@@ -13,6 +13,7 @@
 #include "convolution.h"
 #include "depthwise.h"
 #include "device.h"
+#include "fused_conv.h"
 #include "quotient.h"
 #include "split_conv.h"
 #include "state.h"
@@ -200,6 +201,14 @@ Step depthwise_step(const Tensor& x, const Tensor& weight, const Outputs& output
   };
 }
 
+Step fused_step(const Tensor& x, const Tensor& weight, const Outputs& outputs,
+                const ConvShape& conv, bool nonnegative, at::ScalarType storage) {
+  return [=](const Incoming& incoming, Tensor& total) {
+    return fused_conv(x, weight, incoming.relevance, incoming.psi, outputs, conv, nonnegative,
+                      storage, total);
+  };
+}
+
 // What does not depend on the relevance is computed here, once for all targets.
 Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Outputs& outputs,
              const ConvShape& conv, bool nonnegative, bool bfloat16) {
@@ -281,14 +290,16 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
                         has_split_conv(in, weight, conv);
   const Tensor w = as_it_is ? weight : own(weight, format);
   const Tensor all = own(relevance, format);
+  const bool fused = has_fused_conv(in, w, all, conv, parsed);
   const int64_t samples = x.size(0);
   const int64_t at_once = samples_at_once(x, all);
   const auto part = [&](int64_t begin, const Tensor& room) {
     const int64_t length = std::min(at_once, samples - begin);
     const int64_t rows = at_once < samples ? length : all.size(0);
     const Tensor some = in.narrow(0, begin, length);
-    const Step step = prepare(some, w, narrow_samples(known, begin, length), outputs, conv,
-                              nonnegative, precision == "bf16");
+    const Step step = fused ? fused_step(some, w, outputs, conv, nonnegative, x.scalar_type())
+                            : prepare(some, w, narrow_samples(known, begin, length), outputs, conv,
+                                      nonnegative, precision == "bf16");
     return for_target_chunks(
         x.narrow(0, begin, length), all.narrow(0, begin, rows), narrow_samples(psi, begin, rows),
         narrow_samples(scale, begin, rows), format, room,

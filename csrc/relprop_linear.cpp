@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "device.h"
+#include "fused_conv.h"
 #include "quotient.h"
 #include "relprop_conv.h"
 #include "split_conv.h"
@@ -203,14 +204,20 @@ Tensor as_image(const Tensor& t) {
   return t.reshape({t.size(0), 1, -1, t.size(-1)}).permute({0, 3, 1, 2});
 }
 
+Tensor as_kernel(const Tensor& weight) { return weight.unsqueeze(-1).unsqueeze(-1); }
+
+ConvShape pointwise() {
+  return {at::MemoryFormat::ChannelsLast, {1, 1}, {0, 0}, {1, 1}, 1, {0, 0}, {0, 0}};
+}
+
 State relprop_pointwise(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                         const OptionalTensor& psi, const OptionalTensor& scale,
                         std::string_view rule, bool nonnegative, const OptionalTensor& bias,
                         at::ArrayRef<double> parameters, const OptionalTensor& z) {
   const OptionalTensor known = z ? OptionalTensor(as_image(*z)) : std::nullopt;
-  State state = relprop_conv(as_image(x), weight.unsqueeze(-1).unsqueeze(-1), known,
-                             as_image(relevance), psi, scale, {1, 1}, {0, 0, 0, 0}, {1, 1}, 1, rule,
-                             nonnegative, bias, parameters, "fp32");
+  State state =
+      relprop_conv(as_image(x), as_kernel(weight), known, as_image(relevance), psi, scale, {1, 1},
+                   {0, 0, 0, 0}, {1, 1}, 1, rule, nonnegative, bias, parameters, "fp32");
   auto shape = x.sizes().vec();
   shape[0] = relevance.size(0);
   Tensor& values = std::get<0>(state);
@@ -224,8 +231,17 @@ bool has_many_rows(const Rule& rule, const Tensor& x, int64_t rows) {
 }
 
 bool is_pointwise(const Tensor& x, const Tensor& weight) {
-  const ConvShape conv{at::MemoryFormat::ChannelsLast, {1, 1}, {0, 0}, {1, 1}, 1, {0, 0}, {0, 0}};
-  return has_split_conv(as_image(x), weight.unsqueeze(-1).unsqueeze(-1), conv);
+  return has_split_conv(as_image(x), as_kernel(weight), pointwise());
+}
+
+// The same by the tensor cores of a GPU.
+bool is_fused(const Tensor& x, const Tensor& weight, const Tensor& relevance, const Rule& rule) {
+  if (!asks_for_fused_conv()) return false;
+  const auto own = [&](const Tensor& t) {
+    return subtracts_sums(rule) ? accumulated(t, kDense) : operand(t, kDense);
+  };
+  return has_fused_conv(as_image(own(x)), as_kernel(own(weight)), as_image(own(relevance)),
+                        pointwise(), rule);
 }
 
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
@@ -249,11 +265,12 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   const bool many_rows = has_many_rows(parsed, x, rows * targets);
   const bool even_odd =
       many_rows && !nonnegative && weight.size(1) >= kShortSum && multiplies_exactly();
-  if (many_rows && !even_odd && is_pointwise(x, weight)) {
+  const bool many = runs_cuda_kernels(x) && rows * targets >= kManyRows && x.numel() > 0;
+  if ((many_rows && !even_odd && is_pointwise(x, weight)) ||
+      (many && is_fused(x, weight, relevance, parsed))) {
     return relprop_pointwise(x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters,
                              z);
   }
-  const bool many = runs_cuda_kernels(x) && rows * targets >= kManyRows && x.numel() > 0;
   const bool by_products = many || parsed.kind == Rule::kEpsilon;
   const bool narrow = by_products && !subtracts_sums(parsed);
   const auto own = [&](const Tensor& t) {

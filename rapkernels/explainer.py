@@ -17,6 +17,7 @@ from rapkernels import calls, checks, memory
 from rapkernels.backends import Backend, check_backend, resolve_backend
 from rapkernels.cache import cache_of
 from rapkernels.calls import Explained, Start
+from rapkernels.captured import Captured
 from rapkernels.channels import Channels
 from rapkernels.errors import ArgumentError, ExportError
 from rapkernels.findings import Findings
@@ -262,6 +263,28 @@ class Explainer(ABC):
             As :meth:`attribute`.
         """
         return self._attribute(x, targets, layers, False, many=True)
+
+    def capture(
+        self, x: Tensor | Several, target: Target = None, layers: Sequence[str] | None = None
+    ) -> Captured:
+        """Capture :meth:`attribute` for a fixed shape in a CUDA graph, which is called instead.
+
+        Where a call's kernels are short, as at batch 1, the host takes longer to launch them than
+        the GPU to run them; a replay launches all of them at once.
+
+        Args:
+            x: as for :meth:`attribute`, on a CUDA device, with at least one sample.
+            target: as for :meth:`attribute`; a tensor can be replaced in each replay.
+            layers: as for :meth:`attribute`.
+
+        Returns:
+            A function ``(x, target) -> relevance``, see :class:`~rapkernels.captured.Captured`.
+
+        Raises:
+            ArgumentError: ``x`` is not on a CUDA device, or holds no sample.
+            Others: as :meth:`attribute`.
+        """
+        return Captured(self.model, partial(self._attribute, layers=layers), x, target)
 
     def plan(self, x: Tensor | Several) -> Plan:
         """Return which rule each operation gets for inputs like ``x``, without running the model.

@@ -85,6 +85,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     leave_out(config, items, marked("built_extension" if BACKEND == "emulated" else "emulated"))
     if DEVICE.type != "cpu":
         leave_out(config, items, marked("cpu_only"))
+    if DEVICE.type != "cuda" and BACKEND != "emulated":
+        leave_out(config, items, marked("cuda_kernels"))
     if DEVICE.type != "cuda":
         reason = "needs a GPU and RAPKERNELS_TEST_DEVICE=cuda"
         for item in filter(marked("cuda"), items):

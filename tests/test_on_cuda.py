@@ -131,6 +131,39 @@ def test_fields_patterns_and_given_relevance_in_a_graph(
             assert_same(found, call(given), operations)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_captured_explainer(method: str, operations: ModuleType, backend: Any) -> None:
+    made = explainer(method, network("residual", torch.float32), "residual", backend=backend)
+    x, target = images(dtype=torch.float32), torch.tensor([1, 2])
+    other, others = drawn(*x.shape, **OTHER_IMAGES), torch.tensor([4, 0])
+    replay = made.capture(x, target)
+    first = replay(other, others)
+    assert_same(first, made.attribute(other, others), operations)
+    assert_same(replay(x, target), made.attribute(x, target), operations)
+    assert_same(replay(other), made.attribute(other, target), operations)
+    # What was returned before is the caller's.
+    assert_same(first, made.attribute(other, others), operations)
+
+
+def test_a_captured_explainer_follows_weights_and_refuses_other_inputs(backend: Any) -> None:
+    model = network("residual", torch.float32)
+    made = rk.RAP(model, backend=backend)
+    x = images(dtype=torch.float32)
+    replay = made.capture(x, layers=["b"])
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    relevance, layers = replay(x)
+    expected, inside = made.attribute(x, layers=["b"])
+    assert_close(relevance, expected, 1e-3)
+    assert_close(layers["b"], inside["b"], 1e-3)
+    with pytest.raises(ArgumentError, match="x must be as it was captured"):
+        replay(x[:1])
+    with pytest.raises(ArgumentError, match="target must be a tensor in capture"):
+        replay(x, torch.tensor([1, 2]))
+    with pytest.raises(ArgumentError, match="target must have the shape"):
+        made.capture(x, torch.tensor([1, 2]))(x, torch.tensor([1]))
+
+
 def test_what_a_graph_cannot_hold(backend: Any) -> None:
     model = seeded(NETWORKS["linear alone"], torch.float32)
     explainer = rk.RAP(model, backend=backend)

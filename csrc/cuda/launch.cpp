@@ -8,6 +8,15 @@ namespace rapkernels::cuda {
 
 cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
 
+bool has_tensor_cores() {
+  int device = 0;
+  int major = 0;
+  check(cudaGetDevice(&device), "has_tensor_cores");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+        "has_tensor_cores");
+  return major >= 8;
+}
+
 void check(cudaError_t status, const char* what) {
   TORCH_CHECK(status == cudaSuccess, what,
               ": the CUDA launch failed: ", cudaGetErrorString(status));

@@ -11,6 +11,9 @@ namespace rapkernels::cuda {
 // torch's current stream on the current device.
 cudaStream_t current_stream();
 
+// Whether the current device has the instructions of tensor_cores.cuh.
+bool has_tensor_cores();
+
 // Raises with the kernel's place unless the launch was accepted.
 void check(cudaError_t status, const char* what);
 
@@ -31,16 +34,29 @@ class Workspace {
   void* memory_;
 };
 
-// Runs a kernel on the current stream; a grid of no blocks is no launch.
+// Runs a kernel on the current stream, with so many bytes of shared memory for each block beside
+// what it declares; a grid of no blocks is no launch.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
-            Arguments... arguments) {
+void launch_with_memory(const char* name, void (*kernel)(Parameters...), int64_t blocks,
+                        int threads, int shared_bytes, Arguments... arguments) {
   if (blocks == 0) return;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = current_stream();
+  if (shared_bytes > 0) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+          name);
+  }
   check(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
+}
+
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
+            Arguments... arguments) {
+  launch_with_memory(name, kernel, blocks, threads, 0, arguments...);
 }
 
 }  // namespace rapkernels::cuda

@@ -12,7 +12,9 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <utility>
@@ -73,6 +75,7 @@ unsigned started, current;
 size_t living;
 void (*body)(void*);
 void* context;
+char* dynamic;
 Fiber scheduler;
 Fiber* running;
 std::deque<Fiber> fibers;
@@ -275,8 +278,23 @@ Meeting meet(Scope scope, const Place& place, unsigned mask, uint64_t value, int
   return self.meeting;
 }
 
-void run(unsigned blocks, unsigned block_size, void (*kernel)(void*), void* arguments) {
+char* dynamic_memory() { return dynamic; }
+
+size_t& most_dynamic_memory(const void* kernel) {
+  static std::map<const void*, size_t> most;
+  static std::mutex reading;
+  const std::lock_guard<std::mutex> lock(reading);
+  return most.try_emplace(kernel, size_t{48} << 10).first->second;
+}
+
+void run(unsigned blocks, unsigned block_size, size_t shared, void (*kernel)(void*),
+         void* arguments) {
   const std::lock_guard<std::mutex> lock(launching);
+  // Aligned as CUDA does, its bounds those that address sanitizer sees, and full of NaN.
+  void* memory = nullptr;
+  if (shared > 0 && posix_memalign(&memory, 128, shared) != 0) fail("no memory");
+  if (shared > 0) std::memset(memory, 0xff, shared);
+  dynamic = static_cast<char*>(memory);
   // Bits of no period that a sequence of launches could share.
   uint64_t random = ++launches * 0x9e3779b97f4a7c15u;
   random = (random ^ (random >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -293,6 +311,7 @@ void run(unsigned blocks, unsigned block_size, void (*kernel)(void*), void* argu
     blockIdx = {block, 0, 0};
     run_block();
   }
+  std::free(memory);
 }
 
 }  // namespace emulation

@@ -10,6 +10,8 @@ namespace rapkernels::cuda {
 
 cudaStream_t current_stream() { return nullptr; }
 
+bool has_tensor_cores() { return true; }
+
 void check(cudaError_t status, const char* what) {
   TORCH_CHECK(status == cudaSuccess, what,
               ": the CUDA launch failed: ", cudaGetErrorString(status));

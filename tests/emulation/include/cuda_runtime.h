@@ -58,8 +58,15 @@ struct Meeting {
 Meeting meet(Scope scope, const Place& place, unsigned mask = 0, uint64_t value = 0,
              int source = 0);
 
-// Runs body(context) once for each thread.
-void run(unsigned blocks, unsigned threads, void (*body)(void*), void* context);
+// Runs body(context) once for each thread; `shared` bytes of dynamic shared memory.
+void run(unsigned blocks, unsigned threads, size_t shared, void (*body)(void*), void* context);
+
+// The dynamic shared memory of the block that runs, of exactly as many bytes as its launch asked
+// for.
+char* dynamic_memory();
+
+// What a kernel may ask for, which is 48 KiB until it is set.
+size_t& most_dynamic_memory(const void* kernel);
 
 inline int lane() { return static_cast<int>(threadIdx.x % 32); }
 
@@ -150,12 +157,19 @@ T atomicMax(T* address, std::common_type_t<T> value) {
   return before;
 }
 
-enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration, cudaErrorNotSupported };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidValue,
+  cudaErrorInvalidConfiguration,
+  cudaErrorNotSupported
+};
 
 inline const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
     case cudaSuccess:
       return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
     default:
@@ -174,6 +188,17 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs;
 };
 
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+
+// Of compute capability 8.6 and 12.0, the least of those that have tensor cores for all types.
+constexpr size_t kMostSharedMemory = 99 * 1024;
+
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  if (value < 0 || static_cast<size_t>(value) > kMostSharedMemory) return cudaErrorInvalidValue;
+  emulation::most_dynamic_memory(kernel) = static_cast<size_t>(value);
+  return cudaSuccess;
+}
+
 // The kernel has run when this returns.
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
@@ -182,11 +207,15 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   static_assert((std::is_trivially_copyable<Parameters>::value && ...), "copied to the device");
   const dim3 &grid = config->gridDim, &block = config->blockDim;
   const bool flat = grid.y == 1 && grid.z == 1 && block.y == 1 && block.z == 1;
-  if (!flat || config->dynamicSmemBytes != 0 || config->numAttrs != 0) return cudaErrorNotSupported;
+  if (!flat || config->numAttrs != 0) return cudaErrorNotSupported;
+  const size_t shared = config->dynamicSmemBytes;
+  if (shared > emulation::most_dynamic_memory(reinterpret_cast<const void*>(kernel)))
+    return cudaErrorInvalidValue;
   if (grid.x < 1 || grid.x > INT_MAX || block.x < 1 || block.x > 1024)
     return cudaErrorInvalidConfiguration;
   auto body = [&] { kernel(static_cast<Parameters>(arguments)...); };
   emulation::run(
-      grid.x, block.x, [](void* context) { (*static_cast<decltype(body)*>(context))(); }, &body);
+      grid.x, block.x, shared, [](void* context) { (*static_cast<decltype(body)*>(context))(); },
+      &body);
   return cudaSuccess;
 }
