@@ -34,7 +34,7 @@ def provenance(command: str) -> Provenance:
 
 
 def commit_and_changes() -> tuple[str | None, bool | None]:
-    """The commit and whether files differ from it; None where that is not known.
+    """The commit and whether files differ from it, results aside; None where that is not known.
 
     In a copy of the tree without its history, RAPKERNELS_COMMIT tells both, as
     ``git describe --always --dirty --abbrev=40 --exclude='*'`` prints it.
@@ -42,7 +42,9 @@ def commit_and_changes() -> tuple[str | None, bool | None]:
     told = os.environ.get("RAPKERNELS_COMMIT", "").strip()
     if told:
         return told.removesuffix("-dirty"), True if told.endswith("-dirty") else None
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    status = _git(
+        "status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)bench/results"
+    )
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 

@@ -1,4 +1,4 @@
-"""What a capture asks for, as far as that shows without a GPU; tests/test_on_cuda.py has the rest."""
+"""What a capture asks for, as far as it shows without a GPU; tests/test_on_cuda.py has the rest."""
 
 from __future__ import annotations
 
