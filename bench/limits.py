@@ -97,6 +97,10 @@ class GpuLimits:
     linear_share: likewise, fc6 of VGG-16 at small batch, counting two reads of its weight.
     forwards: cost of an attribution in forward passes of the same network and precision.
     times_zennit, times_reference: how many times faster than those.
+    fused_forwards: as forwards, by the tensor-core convolutions, in bfloat16 and TF32; with a
+        captured graph at batch 1 fused_graph_forwards, each further target fused_target_forwards.
+    fused_share: of the matrix product in bfloat16, the forward kernel on 3x3 layers with
+        fused_channels channels and more.
     """
 
     float64_error: float = 1e-9
@@ -107,6 +111,11 @@ class GpuLimits:
     forwards: float = 6.0
     times_zennit: float = 3.0
     times_reference: float = 4.0
+    fused_forwards: float = 4.8
+    fused_graph_forwards: float = 6.0
+    fused_target_forwards: float = 2.0
+    fused_share: float = 0.60
+    fused_channels: int = 128
     repeats: int = 20
     batch: int = 64
 

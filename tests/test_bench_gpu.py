@@ -14,9 +14,11 @@ from click.testing import CliRunner
 
 from bench import machine, report, schema
 from bench.gpu import build, messages, plan, results
+from bench.gpu.fused_verdicts import FUSED, FUSED_GRAPH, FUSED_TARGETS, UNIT_GRAPH
 from bench.gpu.results import (
     GpuAgreement,
     GpuFile,
+    GpuFusedLayer,
     GpuMethod,
     GpuPeaks,
     GpuRepeats,
@@ -40,7 +42,8 @@ def document(**parts: Any) -> GpuFile:
 
 
 def run_of(network: str, precision: str, batch: int = 64, **seconds: float | None) -> GpuRun:
-    times = {UNIT: 1.0, NATIVE: 4.0, ZENNIT: 14.0, REFERENCE: 20.0, **seconds}
+    times = {UNIT: 1.0, NATIVE: 4.0, FUSED: 3.5, FUSED_TARGETS: 11.5, ZENNIT: 14.0}
+    times |= {REFERENCE: 20.0, **seconds}
     rows = [
         GpuMethod(
             name,
@@ -55,6 +58,7 @@ def run_of(network: str, precision: str, batch: int = 64, **seconds: float | Non
         for name, value in times.items()
     ]
     what = "methods" if batch in (1, 64) else "smaller batch"
+    what = "graphs" if UNIT_GRAPH in seconds else what
     return GpuRun(network, precision, batch, what, 5, 1.0, 0.01, rows)  # type: ignore[arg-type]
 
 
@@ -67,7 +71,34 @@ def whole() -> GpuFile:
             GpuAgreement(network, "float32", NATIVE, 4, None, 0.9999995, 1e-3, 1e-6)
             for network in TWO
         ],
-        runs=[run_of(network, name) for network in TWO for name in plan.PRECISIONS],
+        fused=[
+            GpuFusedLayer(
+                "resnet50.layer2.0.conv2",
+                "ResNet-50",
+                name,
+                "64 x 128 x 56 x 56",
+                "128 x 128 x 3 x 3",
+                2,
+                None,
+                1e-5,
+                2e-5,
+                1e-3,
+                2e-3,
+                0.7,
+                0.6,
+                0.3,
+            )
+            for name in plan.PRECISIONS
+        ],
+        runs=[
+            run
+            for network in TWO
+            for name in plan.PRECISIONS
+            for run in (
+                run_of(network, name),
+                run_of(network, name, 1, **{UNIT_GRAPH: 1.0, FUSED_GRAPH: 5.0}),
+            )
+        ],
         repeats=[GpuRepeats(network, "float32", 8, 20, False, None, True) for network in TWO],
         tests=GpuTests(True, 100.0, 900, 0, 3, 56, 0, []),
         sanitizer=[GpuSanitizer("memcheck", "clean", 80, 50.0, "")],
@@ -82,7 +113,7 @@ def verdict_of(file: GpuFile, what: str) -> tuple[str, str]:
 
 def test_all_promises_kept() -> None:
     assert {row.verdict for row in whole().limits} == {"met"}
-    assert len(whole().limits) == 34
+    assert len(whole().limits) == 34 + 2 + 2 * 2 * 4
 
 
 def test_nothing_measured() -> None:
@@ -157,6 +188,43 @@ MISSED = {
         "ResNet-50, bfloat16, batch 64: faster than zennit",
         "2.8",
     ),
+    "a larger error than cuDNN's": (
+        lambda f: replace(f, fused=[replace(f.fused[0], max_error=3e-5)]),
+        "tensor-core convolutions against float64",
+        "1.50 times (resnet50.layer2.0.conv2, float32)",
+    ),
+    "a wrong convolution": (
+        lambda f: replace(f, fused=[replace(f.fused[0], error="cosine 0.1")]),
+        "tensor-core convolutions against float64",
+        "cosine 0.1",
+    ),
+    "a slow forward kernel": (
+        lambda f: replace(f, fused=[replace(row, quotient_share=0.59) for row in f.fused]),
+        "forward kernel on 3 x 3 layers",
+        "59% (resnet50.layer2.0.conv2)",
+    ),
+    "dear tensor cores": (
+        lambda f: _change_runs(f, run_of("vgg16", "bfloat16", rap_fused=4.9)),
+        "VGG-16, bfloat16, batch 64, tensor cores: cost",
+        "4.90",
+    ),
+    "slower than cuDNN": (
+        lambda f: _change_runs(f, run_of("vgg16", "bfloat16", rap=3.4)),
+        "VGG-16, bfloat16, batch 64, tensor cores: below cuDNN's path",
+        "3.50",
+    ),
+    "dear targets": (
+        lambda f: _change_runs(f, run_of("vgg16", "tf32", rap_fused_targets=12.0)),
+        "VGG-16, float32, TF32 on, batch 64, tensor cores: each further target",
+        "2.12",
+    ),
+    "a dear graph": (
+        lambda f: _change_runs(
+            f, run_of("vgg16", "tf32", 1, **{UNIT_GRAPH: 1.0, FUSED_GRAPH: 6.1})
+        ),
+        "VGG-16, float32, TF32 on, batch 1, captured graph",
+        "6.10",
+    ),
     "ours runs out of memory": (
         lambda f: _change_runs(f, run_of("vgg16", "float32", rap=None)),
         "VGG-16, float32, TF32 off, batch 64: cost",
@@ -195,12 +263,10 @@ def test_a_comparison_at_a_smaller_batch_counts_and_says_so() -> None:
 def test_the_table() -> None:
     text = render_gpu(whole())
     assert "On one NVIDIA T" in text
-    assert (
-        "| VGG-16 | float32, TF32 off | 64 | 1000.00 | **4.00** | - | 3.5 | 5.0 | 2.50 | 2.50 |"
-        in text
-    )
+    row = "| VGG-16 | float32, TF32 off | 64 | 1000.00 | **4.00** | 3.50 | - | 3.5 | 5.0 | 2.50 |"
+    assert f"{row} 2.50 |" in text
     assert "| vgg16.fc6 | `relprop_linear` | 16 x 25088 | 1.000 ms, 90% | 1.000 ms, 90% |" in text
-    assert "Of 34 limits 34 met, 0 missed, 0 not measured." in text
+    assert "Of 52 limits 52 met, 0 missed, 0 not measured." in text
     assert "900 passed, 0 failed" in text
     assert "memcheck clean, 80 tests" in text
     assert "commit 0123456789, NVIDIA T (capability 9.0" in text
@@ -214,7 +280,7 @@ def test_the_table() -> None:
 def test_the_table_of_a_run_that_was_cut_off_at_once() -> None:
     text = render_gpu(replace(document(), finished=False), full=True)
     assert "**The run was cut off.**" in text
-    assert "0 met, 0 missed, 34 not measured" in text
+    assert "0 met, 0 missed, 52 not measured" in text
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -222,7 +288,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     start(store)
     for part in ("peaks", "tests"):
         store.take(messages.Message("part", part, getattr(whole(), part)))
-    for table in ("ops", "agreements", "runs", "repeats", "sanitizer"):
+    for table in ("ops", "fused", "agreements", "runs", "repeats", "sanitizer"):
         for row in getattr(whole(), table):
             store.take(messages.Message("row", table, row))
     store.stage(GpuStage("probe", "passed", 5.0, "NVIDIA T"))

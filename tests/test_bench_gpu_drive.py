@@ -45,7 +45,7 @@ def test_messages(capsys: pytest.CaptureFixture[str]) -> None:
 def test_time_is_kept_for_the_stages_to_come() -> None:
     order = groups(stages(TWO))
     assert [[stage.name for stage in group] for group in order] == [
-        ["probe"], ["build"], ["ops"], ["vgg16"], ["resnet50"], ["tests", "sanitizer"],
+        ["probe"], ["build"], ["ops"], ["fused"], ["vgg16"], ["resnet50"], ["tests", "sanitizer"],
     ]  # fmt: skip
     left, total = 540.0, 540.0
     for index, group in enumerate(order):
@@ -60,8 +60,8 @@ def test_time_is_kept_for_the_stages_to_come() -> None:
 
 def test_stages_are_chosen_by_name() -> None:
     assert [stage.name for stage in chosen_stages("ops, tests", TWO)] == ["probe", "ops", "tests"]
-    assert len(chosen_stages("", TWO)) == 7
-    with pytest.raises(BadParameter, match="no stage x; there are probe, build, ops, vgg16"):
+    assert len(chosen_stages("", TWO)) == 8
+    with pytest.raises(BadParameter, match="no stage x; there are probe, build, ops, fused"):
         chosen_stages("ops,x", TWO)
 
 

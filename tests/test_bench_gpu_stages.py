@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,9 @@ from bench.check import WrongResultError
 from bench.gpu import (
     clock,
     counts,
+    fused,
+    fused_plan,
+    fused_switch,
     messages,
     methods,
     networks,
@@ -184,6 +188,49 @@ def test_the_plan_covers_what_is_promised() -> None:
     assert all(row.shape.x[0] == 64 for row in promised if row.shape.op != "relprop_linear")
 
 
+# Convolutions of our own.
+
+
+def test_convolutions_are_those_of_the_networks() -> None:
+    layers = fused_plan.fused_layers()
+    names = [layer.key for layer in layers]
+    assert len(names) == len(set(names))
+    assert names[0] == "vgg16.features.2/bfloat16"
+    shapes = {layer.shape.name: layer.shape for layer in layers}
+    last = shapes["resnet50.layer4.0.conv2"]
+    assert (last.x, last.weight, last.stride) == ((64, 512, 14, 14), (512, 512, 3, 3), 2)
+    # The first layers have another rule.
+    assert all(shape.x[1] > 3 for shape in shapes.values())
+
+
+def test_convolutions_are_checked_and_timed() -> None:
+    reports, layers = Reports(), fused_plan.tiny_layers()
+    assert fused.measure_layers(layers, tools(), reports, settings.Deadline.after(1000)) == 0
+    assert [row.name for row in reports.rows] == [layer.shape.name for layer in layers]
+    for row in reports.rows:
+        assert row.seconds > 0
+        assert row.library_seconds > 0
+        assert row.max_error < 1e-4
+        # The kernels' own times are a GPU's.
+        assert row.quotient_share is None
+    broken = SimpleNamespace(relprop_conv=lambda *_: (_ for _ in ()).throw(ValueError("no")))
+    after = settings.Deadline.after(1000)
+    assert fused.measure_layers(layers[:1], tools(broken), reports, after) == 1
+    assert reports.rows[-1].error == "ValueError: no"
+
+
+def test_the_switch_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    for before in (None, "1"):
+        monkeypatch.delenv(fused_switch.VARIABLE, raising=False)
+        if before is not None:
+            monkeypatch.setenv(fused_switch.VARIABLE, before)
+        with fused_switch.fused_conv(False):
+            assert os.environ[fused_switch.VARIABLE] == "0"
+            with fused_switch.fused_conv(True):
+                assert os.environ[fused_switch.VARIABLE] == "1"
+        assert os.environ.get(fused_switch.VARIABLE) == before
+
+
 # Whole networks.
 
 
@@ -198,7 +245,7 @@ def test_a_network_is_checked_and_timed() -> None:
     piece = dict(work(reports).pieces())["bfloat16/4"]
     assert piece() == 0
     checks = [row for row in reports.rows if isinstance(row, GpuAgreement)]
-    assert [row.method for row in checks] == [NATIVE, REFERENCE]
+    assert [row.method for row in checks] == [NATIVE, methods.FUSED, REFERENCE]
     assert all((row.cosine or 0) > 0.99 and row.samples == 4 for row in checks)
     (run,) = [row for row in reports.rows if isinstance(row, GpuRun)]
     found = {row.method: row for row in run.methods}

@@ -35,6 +35,24 @@ def kernel_launches(call: Call) -> int | None:
     return count_kernels(names) or None
 
 
+def kernel_seconds(call: Call, names: Sequence[str]) -> dict[str, float]:
+    """Seconds that a call's kernels with each of these names in theirs take; 0 where none do."""
+    if not torch.cuda.is_available():
+        return dict.fromkeys(names, 0.0)
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    seconds = dict.fromkeys(names, 0.0)
+    for event in profiler.events() or ():
+        if str(event.device_type).endswith("CUDA"):
+            for name in names:
+                if name in event.name:
+                    seconds[name] += event.device_time_total / 1e6
+    return seconds
+
+
 def count_kernels(names: Sequence[str]) -> int:
     """How many of the profiler's device events are kernels."""
     return sum(not name.startswith(("Memcpy", "Memset")) for name in names)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.check import WrongResultError
+from bench.gpu.fused_switch import fused_conv
 from bench.methods import METHODS, NATIVE, UNIT, Call, Method
+from bench.ours import RAP_TARGETS
 
 REFERENCE = "rap_reference"
 GRADIENT = "input_x_gradient"
@@ -16,9 +18,17 @@ ZENNIT = "zennit_epsilon_alpha2_beta1"
 UNIT_NCHW = "forward_nchw"
 UNIT_GRAPH = "forward_graph"
 GRAPH = "rap_graph"
+# RAP by the tensor-core convolutions, of several targets, and as a graph.
+FUSED, FUSED_TARGETS, FUSED_GRAPH = "rap_fused", "rap_fused_targets", "rap_fused_graph"
+# Our own methods that are checked, by backend.
+CHECKED_METHODS = {NATIVE: "native", FUSED: "native", REFERENCE: "reference"}
 # At the large batch, at batch 1, and with captured graphs.
-METHODS_OF_A_RUN = (UNIT, NATIVE, REFERENCE, ZENNIT, GRADIENT, UNIT_NCHW)
-METHODS_OF_GRAPHS = (UNIT, NATIVE, UNIT_GRAPH, GRAPH)
+METHODS_OF_A_RUN = (
+    UNIT, NATIVE, FUSED, FUSED_TARGETS, REFERENCE, ZENNIT, GRADIENT, UNIT_NCHW
+)  # fmt: skip
+METHODS_OF_GRAPHS = (UNIT, NATIVE, UNIT_GRAPH, GRAPH, FUSED_GRAPH)
+# What must be right for a method to be timed, where that is another one.
+SAME_RESULT = {GRAPH: NATIVE, FUSED_TARGETS: FUSED, FUSED_GRAPH: FUSED}
 # These change the module that they are given.
 CHANGING = frozenset({ZENNIT, UNIT_NCHW})
 # A replay does what the call does, in the same order; cuDNN may choose other algorithms.
@@ -33,9 +43,22 @@ def _forward_nchw(model: nn.Module, example: Tensor) -> Call:
     return lambda _x: forward(image)
 
 
-def _captured(name: str) -> Method:
+def _fused(name: str) -> Method:
     method = METHODS[name]
 
+    def prepare(model: nn.Module, example: Tensor) -> Call:
+        call = method.prepare(model, example)
+
+        def fused(x: Tensor) -> Tensor:
+            with fused_conv(True):
+                return call(x)
+
+        return fused
+
+    return Method(f"{method.label}, tensor cores", prepare, method.modules, method.shape)
+
+
+def _captured(method: Method) -> Method:
     def prepare(model: nn.Module, example: Tensor) -> Call:
         replay = capture(method.prepare(model, example), example)
         return lambda _x: replay()
@@ -91,6 +114,9 @@ def check_replay(replay: Callable[[], Tensor], call: Call, x: Tensor) -> None:
 GPU_METHODS: dict[str, Method] = {
     **{name: METHODS[name] for name in (UNIT, NATIVE, REFERENCE, ZENNIT, GRADIENT)},
     UNIT_NCHW: Method("forward, NCHW", _forward_nchw),
-    UNIT_GRAPH: _captured(UNIT),
-    GRAPH: _captured(NATIVE),
+    FUSED: _fused(NATIVE),
+    FUSED_TARGETS: _fused(RAP_TARGETS),
+    UNIT_GRAPH: _captured(METHODS[UNIT]),
+    GRAPH: _captured(METHODS[NATIVE]),
+    FUSED_GRAPH: _captured(_fused(NATIVE)),
 }

@@ -76,6 +76,30 @@ class GpuOp:
 
 
 @dataclass(frozen=True)
+class GpuFusedLayer:
+    """A convolution by our own kernels on the tensor cores, and by cuDNN with kernels around it.
+
+    Errors are those of the relevance against float64. Shares are of the matrix product of the same
+    precision, of each kernel's two products, and of the copy, of what both kernels must move.
+    """
+
+    name: str
+    network: str
+    precision: str
+    shape: str
+    weight: str
+    stride: int
+    error: str | None
+    max_error: float | None
+    library_error: float | None
+    seconds: float | None = None
+    library_seconds: float | None = None
+    quotient_share: float | None = None
+    contribution_share: float | None = None
+    share_of_copy: float | None = None
+
+
+@dataclass(frozen=True)
 class GpuAgreement:
     """Relevance of a whole network against the float64 reference on the same numbers."""
 
@@ -190,6 +214,7 @@ class GpuFile:
     stages: list[GpuStage] = field(default_factory=list)
     peaks: GpuPeaks | None = None
     ops: list[GpuOp] = field(default_factory=list)
+    fused: list[GpuFusedLayer] = field(default_factory=list)
     agreements: list[GpuAgreement] = field(default_factory=list)
     runs: list[GpuRun] = field(default_factory=list)
     repeats: list[GpuRepeats] = field(default_factory=list)
@@ -202,6 +227,7 @@ class GpuFile:
 # What a stage may report: rows that are added, and parts that replace what was there.
 ROWS: dict[str, type[Any]] = {
     "ops": GpuOp,
+    "fused": GpuFusedLayer,
     "agreements": GpuAgreement,
     "runs": GpuRun,
     "repeats": GpuRepeats,

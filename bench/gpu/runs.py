@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from bench.check import Truth, WrongResultError, compare, explain
 from bench.gpu.clock import Clock, sample
-from bench.gpu.methods import CHANGING, GPU_METHODS, GRAPH
+from bench.gpu.fused_switch import fused_conv
+from bench.gpu.methods import CHANGING, CHECKED_METHODS, FUSED, GPU_METHODS, SAME_RESULT
 from bench.gpu.results import GpuAgreement, GpuMethod, GpuRun
 from bench.gpu.settings import precision, require_context, storage
 from bench.limits import GPU_TOLERANCES
 from bench.machine import one_line
-from bench.methods import NATIVE, OURS, UNIT, Call
+from bench.methods import NATIVE, UNIT, Call
 from bench.nets import load
 from bench.timing import spread
 
@@ -114,14 +115,16 @@ def relevance_of(what: Subject, method: str, expected: Truth) -> Tensor:
     with torch.no_grad():
         targets = what.model(what.x).argmax(dim=1)
     targets[: expected.targets.shape[0]] = expected.targets
-    explainer = importlib.import_module("rapkernels").RAP(what.model, backend=OURS[method])
-    relevance: Tensor = explainer.attribute(what.x, target=targets)
+    backend = CHECKED_METHODS[method]
+    explainer = importlib.import_module("rapkernels").RAP(what.model, backend=backend)
+    with fused_conv(method == FUSED):
+        relevance: Tensor = explainer.attribute(what.x, target=targets)
     return relevance
 
 
 def agreements(what: Subject, methods: Iterable[str]) -> list[GpuAgreement]:
     """All of our own methods among `methods`."""
-    ours = [name for name in methods if name in OURS]
+    ours = [name for name in methods if name in CHECKED_METHODS]
     try:
         expected = truth_of(what) if ours else None
     except Exception as error:  # without the reference nothing of ours may be timed
@@ -145,7 +148,7 @@ def measure(
     calls: dict[str, Call] = {}
     rows: dict[str, GpuMethod] = {}
     for name in names:
-        reason = refused.get(NATIVE if name == GRAPH else name)
+        reason = refused.get(SAME_RESULT.get(name, name))
         row = GpuMethod(name, GPU_METHODS[name].label, reason, False, None, None, None, None)
         if reason is None:
             row, call = first_calls(what, row, clock)

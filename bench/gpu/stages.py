@@ -42,17 +42,18 @@ def stages(networks: Sequence[str]) -> list[Stage]:
             name,
             "bench.gpu.networks",
             keep=80,
-            group=3 + index,
+            group=4 + index,
             arguments=("--network", name),
             piece_seconds=90,
         )
         for index, name in enumerate(networks)
     ]
-    last = 3 + len(measured)
+    last = 4 + len(measured)
     return [
         Stage("probe", "bench.gpu.probe", keep=10, group=0, needed=True),
         Stage("build", "bench.gpu.build", keep=90, group=1, writes=True),
         Stage("ops", "bench.gpu.ops", keep=60, group=2, piece_seconds=30),
+        Stage("fused", "bench.gpu.fused", keep=50, group=3, piece_seconds=30),
         *measured,
         Stage("tests", "bench.gpu.suite", keep=130, group=last, writes=True),
         Stage("sanitizer", "bench.gpu.sanitize", keep=130, group=last, writes=True),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from bench.gpu.fused_verdicts import FUSED
 from bench.gpu.plan import LINEAR, LINEAR_BATCHES, NETWORKS, PRECISIONS, TIMED_DTYPES
 from bench.gpu.results import GpuFile, GpuLimit, GpuOp, GpuRun
 from bench.gpu.verdicts import NATIVE, REFERENCE, ZENNIT, best_comparison, find_method
@@ -20,6 +21,7 @@ _HEAD = (
     "batch",
     "forward, ms",
     "RAP, forwards",
+    "by our tensor-core kernels",
     "input x gradient, forwards",
     "times faster than zennit",
     "than our reference",
@@ -32,7 +34,8 @@ def render_gpu(document: GpuFile, full: bool = False) -> str:
     """Networks, kernels and verdicts; in full also every op, every promise and the stages."""
     parts = [_caption(document), _networks(document), _notes(document), _kernels(document)]
     if full:
-        parts += [_other_kernels(document), _faults(document), _counts(document)]
+        parts += [_fused(document), _other_kernels(document), _faults(document)]
+        parts += [_counts(document)]
         parts += [_limits(document.limits), _stages(document)]
     return "\n\n".join(part for part in [*parts, _summary(document), _footer(document)] if part)
 
@@ -69,6 +72,7 @@ def _network_row(run: GpuRun, runs: Sequence[GpuRun], network: str, words: str) 
         str(run.batch),
         forward,
         f"**{_cost(run, NATIVE)}**",
+        _cost(run, FUSED),
         _cost(run, "input_x_gradient"),
         _times(run, same, ZENNIT),
         _times(run, same, REFERENCE),
@@ -164,6 +168,38 @@ def _other_kernels(document: GpuFile) -> str:
     """All others that were timed."""
     lines = _side_by_side(row for row in document.ops if not _is_promised(row))
     return _table(("shape", "op", "input", *TIMED_DTYPES), lines) if lines else ""
+
+
+def _fused(document: GpuFile) -> str:
+    """Convolutions by kernels of our own on the tensor cores, layer by layer."""
+    head = (
+        *("layer", "precision", "x", "weight", "stride", "tensor cores, ms", "cuDNN's path, ms"),
+        *("forward and back, of a matmul", "of a copy", "error", "cuDNN's path"),
+    )
+    rows = [
+        [
+            *(row.name, row.precision, row.shape, row.weight, str(row.stride)),
+            *(_milliseconds(row.seconds), _milliseconds(row.library_seconds)),
+            f"{_percent(row.quotient_share)}, {_percent(row.contribution_share)}",
+            _percent(row.share_of_copy),
+            row.error or _small(row.max_error),
+            _small(row.library_error),
+        ]
+        for row in document.fused
+    ]
+    return _table(head, rows) if rows else ""
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.3f}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def _small(error: float | None) -> str:
+    return "-" if error is None else f"{error:.1e}"
 
 
 def _is_promised(row: GpuOp) -> bool:

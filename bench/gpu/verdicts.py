@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from bench.gpu.fused_verdicts import fused_verdicts
 from bench.gpu.plan import (
     ELEMENTWISE,
     LINEAR_BATCHES,
@@ -32,6 +33,7 @@ def verdicts(document: GpuFile) -> list[GpuLimit]:
         *_correctness(document),
         *_bandwidth(document),
         *(row for name in NETWORKS for row in _cost(document, name)),
+        *fused_verdicts(document),
     ]
 
 
