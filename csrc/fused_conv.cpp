@@ -2,9 +2,13 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <map>
+#include <mutex>
 #include <string_view>
 #include <type_traits>
+#include <vector>
 
 #include "device.h"
 #include "targets.h"
@@ -16,9 +20,12 @@
 
 namespace rapkernels {
 
-bool asks_for_fused_conv() {
-  const char* asked = std::getenv("RAPKERNELS_FUSED_CONV");
-  return asked != nullptr && std::string_view(asked) == "1";
+FusedConv fused_conv_asked_for() {
+  const char* found = std::getenv("RAPKERNELS_FUSED_CONV");
+  const std::string_view asked(found == nullptr ? "0" : found);
+  TORCH_CHECK(asked == "0" || asked == "1" || asked == "auto",
+              "RAPKERNELS_FUSED_CONV must be 0, 1 or auto, got '", asked, "'");
+  return asked == "1" ? FusedConv::kOn : asked == "auto" ? FusedConv::kAuto : FusedConv::kOff;
 }
 
 #if defined(RAPKERNELS_WITH_CUDA)
@@ -46,25 +53,70 @@ cuda::SplitConv describe(const Tensor& x, const Tensor& weight, const Tensor& re
 
 // Values of the half types are exact in TF32; S of float16 is beyond its range.
 cuda::Product product_of(const Tensor& x, at::ScalarType storage, const cuda::SplitConv& conv) {
+  if (x.scalar_type() == at::kBFloat16) return cuda::Product::kBFloat16;
   if (storage == at::kFloat && is_full_precision(x)) return cuda::Product::k3xTF32;
   const bool half = storage == at::kHalf && cuda::runs_split_conv(conv, sizeof(at::Half));
   return half ? cuda::Product::kFloat16 : cuda::Product::kTF32;
+}
+
+// What the time of a step depends on.
+std::vector<int64_t> kind_of(const cuda::SplitConv& conv, const Tensor& x, cuda::Product product,
+                             bool nonnegative) {
+  std::vector<int64_t> kind{x.device().index(), static_cast<int64_t>(product),
+                            nonnegative,        conv.samples,
+                            conv.targets,       conv.groups,
+                            conv.inputs,        conv.outputs};
+  for (const cuda::SplitAxis& axis : conv.axes) {
+    kind.insert(kind.end(),
+                {axis.size, axis.results, axis.kernel, axis.stride, axis.dilation, axis.padding});
+  }
+  return kind;
+}
+
+// The least of some runs, after one that may have to choose algorithms.
+double least_seconds(const std::function<void()>& step) {
+  constexpr int kRuns = 3;
+  step();
+  double least = cuda::seconds_of(step);
+  for (int i = 1; i < kRuns; ++i) least = std::min(least, cuda::seconds_of(step));
+  return least;
 }
 
 }  // namespace
 
 bool has_fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                     const ConvShape& conv, const Rule& rule) {
-  if (!asks_for_fused_conv() || !runs_cuda_kernels(x) || is_unsplit(rule) || x.dim() != 4)
-    return false;
+  if (!runs_cuda_kernels(x) || is_unsplit(rule) || x.dim() != 4) return false;
+  if (fused_conv_asked_for() == FusedConv::kOff) return false;
   const at::ScalarType type = x.scalar_type();
   if (type != at::kFloat && type != at::kBFloat16) return false;
   if (weight.scalar_type() != type || relevance.scalar_type() != type) return false;
   if (!is_channels_last(x) || !is_channels_last(weight) || !is_channels_last(relevance)) {
     return false;
   }
+  const c10::DeviceGuard guard(x.device());
   return cuda::has_tensor_cores() &&
          cuda::runs_split_conv(describe(x, weight, relevance, conv), x.element_size());
+}
+
+bool is_fused_conv_faster(const Tensor& x, const Tensor& weight, const Tensor& relevance,
+                          const ConvShape& conv, bool nonnegative, at::ScalarType storage,
+                          const std::function<void()>& fused,
+                          const std::function<void()>& library) {
+  static std::mutex reading;
+  static std::map<std::vector<int64_t>, bool> known;
+  const cuda::SplitConv described = describe(x, weight, relevance, conv);
+  const auto kind = kind_of(described, x, product_of(x, storage, described), nonnegative);
+  {
+    const std::lock_guard<std::mutex> lock(reading);
+    if (const auto found = known.find(kind); found != known.end()) return found->second;
+  }
+  const c10::DeviceGuard guard(x.device());
+  if (cuda::is_capturing()) return false;
+  const bool faster = least_seconds(fused) < least_seconds(library);
+  const std::lock_guard<std::mutex> lock(reading);
+  // Of threads that measured at the same time the first is right for all.
+  return known.emplace(kind, faster).first->second;
 }
 
 Gated fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevance,
@@ -101,10 +153,11 @@ Gated fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevance,
     cuda::split_conv_contribution(described, product, s, of_weight, in,
                                   out.values.mutable_data_ptr<V>(), statistics, nonnegative);
   };
-  if (x.scalar_type() == at::kBFloat16) {
-    run(cuda::Product::kBFloat16, x.const_data_ptr<at::BFloat16>());
+  const cuda::Product product = product_of(x, storage, described);
+  if (product == cuda::Product::kBFloat16) {
+    run(product, x.const_data_ptr<at::BFloat16>());
   } else {
-    run(product_of(x, storage, described), x.const_data_ptr<float>());
+    run(product, x.const_data_ptr<float>());
   }
   return out;
 }
@@ -112,6 +165,12 @@ Gated fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevance,
 #else
 
 bool has_fused_conv(const Tensor&, const Tensor&, const Tensor&, const ConvShape&, const Rule&) {
+  return false;
+}
+
+bool is_fused_conv_faster(const Tensor&, const Tensor&, const Tensor&, const ConvShape&, bool,
+                          at::ScalarType, const std::function<void()>&,
+                          const std::function<void()>&) {
   return false;
 }
 

@@ -9,6 +9,7 @@
 #include <ATen/ops/zeros.h>
 
 #include <functional>
+#include <memory>
 
 #include "convolution.h"
 #include "depthwise.h"
@@ -201,11 +202,25 @@ Step depthwise_step(const Tensor& x, const Tensor& weight, const Outputs& output
   };
 }
 
+// By the tensor cores, where RAPKERNELS_FUSED_CONV leaves it open only if that is faster.
 Step fused_step(const Tensor& x, const Tensor& weight, const Outputs& outputs,
-                const ConvShape& conv, bool nonnegative, at::ScalarType storage) {
-  return [=](const Incoming& incoming, Tensor& total) {
+                const ConvShape& conv, bool nonnegative, at::ScalarType storage,
+                const std::function<Step()>& library) {
+  const Step own = [=](const Incoming& incoming, Tensor& total) {
     return fused_conv(x, weight, incoming.relevance, incoming.psi, outputs, conv, nonnegative,
                       storage, total);
+  };
+  if (fused_conv_asked_for() == FusedConv::kOn) return own;
+  const auto prepared = std::make_shared<Step>();
+  const Step other = [=](const Incoming& incoming, Tensor& total) {
+    if (!*prepared) *prepared = library();
+    return (*prepared)(incoming, total);
+  };
+  return [=](const Incoming& incoming, Tensor& total) {
+    const auto once = [&](const Step& step) { return [&] { step(incoming, total); }; };
+    const bool faster = is_fused_conv_faster(x, weight, incoming.relevance, conv, nonnegative,
+                                             storage, once(own), once(other));
+    return faster ? own(incoming, total) : other(incoming, total);
   };
 }
 
@@ -297,9 +312,13 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
     const int64_t length = std::min(at_once, samples - begin);
     const int64_t rows = at_once < samples ? length : all.size(0);
     const Tensor some = in.narrow(0, begin, length);
-    const Step step = fused ? fused_step(some, w, outputs, conv, nonnegative, x.scalar_type())
-                            : prepare(some, w, narrow_samples(known, begin, length), outputs, conv,
-                                      nonnegative, precision == "bf16");
+    const auto library = [&] {
+      return prepare(some, w, narrow_samples(known, begin, length), outputs, conv, nonnegative,
+                     precision == "bf16");
+    };
+    const Step step =
+        !fused ? library()
+               : fused_step(some, w, outputs, conv, nonnegative, x.scalar_type(), library);
     return for_target_chunks(
         x.narrow(0, begin, length), all.narrow(0, begin, rows), narrow_samples(psi, begin, rows),
         narrow_samples(scale, begin, rows), format, room,

@@ -236,7 +236,7 @@ bool is_pointwise(const Tensor& x, const Tensor& weight) {
 
 // The same by the tensor cores of a GPU.
 bool is_fused(const Tensor& x, const Tensor& weight, const Tensor& relevance, const Rule& rule) {
-  if (!asks_for_fused_conv()) return false;
+  if (fused_conv_asked_for() == FusedConv::kOff) return false;
   const auto own = [&](const Tensor& t) {
     return subtracts_sums(rule) ? accumulated(t, kDense) : operand(t, kDense);
   };

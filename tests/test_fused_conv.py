@@ -17,6 +17,9 @@ from rapkernels.testing import Sampler, assert_same_relevance, channels_last
 pytestmark = pytest.mark.cuda_kernels
 
 
+ON_CUDA = torch.get_default_device().type == "cuda"
+
+
 class Shape(NamedTuple):
     """Channels of a group, positions, kernel and geometry of a convolution."""
 
@@ -107,7 +110,7 @@ def library_convolutions(call: Callable[[], Any]) -> int:
     """How many convolutions torch is asked for meanwhile."""
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         call()
-    return sum("convolution" in event.key for event in profiled.key_averages())
+    return sum(event.count for event in profiled.key_averages() if "convolution" in event.key)
 
 
 def agree(native: ModuleType, given: list[Any], tolerance: float) -> None:
@@ -240,6 +243,38 @@ def test_they_are_off_unless_asked_for(native: ModuleType, monkeypatch: pytest.M
     monkeypatch.delenv("RAPKERNELS_FUSED_CONV", raising=False)
     given = arguments(SHAPES["3x3"])
     assert library_convolutions(lambda: native.relprop_conv(*given)) > 0
+
+
+def test_auto_measures_once_and_takes_one_of_both(
+    native: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(SHAPES["3x3, strided"], batch=5)
+    monkeypatch.setenv("RAPKERNELS_FUSED_CONV", "0")
+    library = native.relprop_conv(*given)
+    monkeypatch.setenv("RAPKERNELS_FUSED_CONV", "1")
+    own = native.relprop_conv(*given)
+    monkeypatch.setenv("RAPKERNELS_FUSED_CONV", "auto")
+    found: list[Any] = []
+    first = library_convolutions(lambda: found.append(native.relprop_conv(*given)))
+    later = [
+        library_convolutions(lambda: found.append(native.relprop_conv(*given))) for _ in range(3)
+    ]
+    # Both run when the shape is first met.
+    assert first > later[0]
+    assert len(set(later)) == 1
+    expected = library if later[0] else own
+    for result in found:
+        for one, other in zip(result, expected, strict=True):
+            assert torch.equal(one, other)
+    if not ON_CUDA:
+        # An emulated kernel takes its time.
+        assert later[0] > 0
+
+
+def test_other_values_are_refused(native: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAPKERNELS_FUSED_CONV", "yes")
+    with pytest.raises(RuntimeError, match="RAPKERNELS_FUSED_CONV must be 0, 1 or auto, got 'yes'"):
+        native.relprop_conv(*arguments(SHAPES["3x3"]))
 
 
 @pytest.mark.usefixtures("fused")

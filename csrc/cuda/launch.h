@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <functional>
 
 namespace rapkernels::cuda {
 
@@ -13,6 +14,12 @@ cudaStream_t current_stream();
 
 // Whether the current device has the instructions of tensor_cores.cuh.
 bool has_tensor_cores();
+
+// Whether the current stream is captured in a graph: then nothing can be waited for.
+bool is_capturing();
+
+// Seconds that the device takes for what `work` puts on the current stream; waits for it.
+double seconds_of(const std::function<void()>& work);
 
 // Raises with the kernel's place unless the launch was accepted.
 void check(cudaError_t status, const char* what);

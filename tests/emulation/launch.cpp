@@ -3,6 +3,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -11,6 +12,14 @@ namespace rapkernels::cuda {
 cudaStream_t current_stream() { return nullptr; }
 
 bool has_tensor_cores() { return true; }
+
+bool is_capturing() { return false; }
+
+double seconds_of(const std::function<void()>& work) {
+  const auto begin = std::chrono::steady_clock::now();
+  work();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
 
 void check(cudaError_t status, const char* what) {
   TORCH_CHECK(status == cudaSuccess, what,
