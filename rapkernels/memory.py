@@ -26,6 +26,7 @@ from rapkernels.inputs import Inputs
 from rapkernels.layouts import memory_format_of
 from rapkernels.program import Program
 from rapkernels.report import Recorder
+from rapkernels.rules.linear import MANY_ROWS
 from rapkernels.walker import Walk
 
 _UNITS = {
@@ -269,9 +270,8 @@ _WEIGHTS = {
 }
 # A convolution whose weights are larger than its activations splits them slice by slice.
 _SLICED_WEIGHTS = 3
-# Linear layers of so many rows are done as convolutions, or for inputs of any sign by products with
-# |w|: see csrc/relprop_linear.cpp.
-_POINTWISE_ROWS = 128
+# Linear layers of many rows and of sums that are not shorter are done by products with |w| where
+# inputs have any sign, else as convolutions: see csrc/relprop_linear.cpp.
 _SHORT_SUM = 64
 # Of everything else two parts, or the three terms of Equilibrium, or what input layers hold until
 # infinities are out: messages of both parts, their sums and those in the result's layout.
@@ -309,7 +309,7 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
         factor *= 2
     inside = factor * sum(_bytes(tensor) for tensor in (*named.values(), *results))
     copies = _WEIGHTS.get(name, 0)
-    if name == "relprop_linear" and named["relevance"][..., 0].numel() >= _POINTWISE_ROWS:
+    if name == "relprop_linear" and named["relevance"][..., 0].numel() >= MANY_ROWS:
         by_products = not given.get("nonnegative") and weight.shape[1] >= _SHORT_SUM
         copies = 1 if by_products else _WEIGHTS["relprop_conv"]
     if (

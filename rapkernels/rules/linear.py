@@ -23,8 +23,9 @@ _LAYOUTS: dict[str, tuple[str, str, str | None, bool]] = {
 LINEAR_OPERATIONS = tuple(_LAYOUTS)
 
 
-# Layers of fewer rows read their weights anew for z, which costs less than keeping it.
-_MANY_ROWS = 128
+# Rows from which csrc/relprop_linear.cpp does layers as convolutions or by matrix products, on the
+# CPU. Those of fewer read their weights anew for z, which costs less than keeping it.
+MANY_ROWS = 128
 
 
 class Linear(Rule):
@@ -98,4 +99,4 @@ class Linear(Rule):
 
 def _is_done_by_products(x: Tensor) -> bool:
     """Whether ``relprop_linear`` has a use for z: see csrc/relprop_linear.cpp."""
-    return x.dtype == torch.float32 and not x.is_cuda and x[..., 0].numel() >= _MANY_ROWS
+    return x.dtype == torch.float32 and not x.is_cuda and x[..., 0].numel() >= MANY_ROWS
