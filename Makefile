@@ -11,7 +11,6 @@ MINIMAL_TORCH ?= torch==2.13.0
 SANITIZERS ?= address,undefined
 # What cuda-build compiles for.
 CUDA_ARCHS ?= 8.0;9.0a
-PTXAS_FLAGS ?=
 PYTEST_FLAGS ?=
 BENCH_FLAGS ?=
 MAX_JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
@@ -79,8 +78,8 @@ cuda-build: ## build with CUDA kernels (CUDA_ARCHS=...), warnings as errors, and
 	RAPKERNELS_CUDA=1 RAPKERNELS_STRICT=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" $(MAKE) build
 	$(PY) tests/cuda/check_build.py "$(CUDA_ARCHS)"
 
-ptxas: $(VENV)/.requirements ## registers, shared memory and spills of the CUDA kernels (PTXAS_FLAGS=--no-spills)
-	$(PY) -m bench.ptxas $(PTXAS_FLAGS)
+ptxas: $(VENV)/.requirements ## registers, shared memory and spills of the CUDA kernels (BENCH_FLAGS=--no-spills)
+	$(PY) -m bench.ptxas $(BENCH_FLAGS)
 
 instructions: build/cpp/CMakeCache.txt ## count instructions of the CPU kernels, compare with what is committed; needs valgrind
 	$(VENV)/bin/cmake --build build/cpp --target count_instructions --parallel $(MAX_JOBS)
