@@ -79,3 +79,8 @@ inline bool runs_cuda_kernels([[maybe_unused]] const at::Tensor& t) {
   RAPKERNELS_LIBRARY_IMPL(RAPKERNELS_NAMESPACE, CPU, m) { register_ops(m); } \
   RAPKERNELS_REGISTER_CUDA                                                   \
   static void register_ops(torch::Library& M)
+
+// The same for functions that only look at shapes, dtypes and devices, so that tensors of any kind
+// will do.
+#define RAPKERNELS_REGISTER_FOR_ALL(M) \
+  RAPKERNELS_LIBRARY_IMPL(RAPKERNELS_NAMESPACE, CompositeImplicitAutograd, M)

@@ -60,17 +60,46 @@ cuda::Product product_of(const Tensor& x, at::ScalarType storage, const cuda::Sp
 }
 
 // What the time of a step depends on.
-std::vector<int64_t> kind_of(const cuda::SplitConv& conv, const Tensor& x, cuda::Product product,
-                             bool nonnegative) {
-  std::vector<int64_t> kind{x.device().index(), static_cast<int64_t>(product),
-                            nonnegative,        conv.samples,
-                            conv.targets,       conv.groups,
-                            conv.inputs,        conv.outputs};
+using Kind = std::vector<int64_t>;
+
+Kind kind_of(const Tensor& x, const Tensor& weight, const Tensor& relevance, const ConvShape& shape,
+             bool nonnegative, at::ScalarType storage) {
+  const cuda::SplitConv conv = describe(x, weight, relevance, shape);
+  const cuda::Product product = product_of(x, storage, conv);
+  Kind kind{x.device().index(), static_cast<int64_t>(product),
+            nonnegative,        conv.samples,
+            conv.targets,       conv.groups,
+            conv.inputs,        conv.outputs};
   for (const cuda::SplitAxis& axis : conv.axes) {
     kind.insert(kind.end(),
                 {axis.size, axis.results, axis.kernel, axis.stride, axis.dilation, axis.padding});
   }
   return kind;
+}
+
+// Whether the fused step was faster, of each kind that was measured.
+class Verdicts {
+ public:
+  std::optional<bool> find(const Kind& kind) {
+    const std::lock_guard<std::mutex> lock(reading_);
+    const auto found = known_.find(kind);
+    return found == known_.end() ? std::nullopt : std::optional<bool>(found->second);
+  }
+
+  // Of threads that measured at the same time the first is right for all.
+  bool add(const Kind& kind, bool faster) {
+    const std::lock_guard<std::mutex> lock(reading_);
+    return known_.emplace(kind, faster).first->second;
+  }
+
+ private:
+  std::mutex reading_;
+  std::map<Kind, bool> known_;
+};
+
+Verdicts& verdicts() {
+  static Verdicts all;
+  return all;
 }
 
 // The least of some runs, after one that may have to choose algorithms.
@@ -99,24 +128,21 @@ bool has_fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevan
          cuda::runs_split_conv(describe(x, weight, relevance, conv), x.element_size());
 }
 
+std::optional<bool> was_fused_conv_faster(const Tensor& x, const Tensor& weight,
+                                          const Tensor& relevance, const ConvShape& conv,
+                                          bool nonnegative, at::ScalarType storage) {
+  return verdicts().find(kind_of(x, weight, relevance, conv, nonnegative, storage));
+}
+
 bool is_fused_conv_faster(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                           const ConvShape& conv, bool nonnegative, at::ScalarType storage,
                           const std::function<void()>& fused,
                           const std::function<void()>& library) {
-  static std::mutex reading;
-  static std::map<std::vector<int64_t>, bool> known;
-  const cuda::SplitConv described = describe(x, weight, relevance, conv);
-  const auto kind = kind_of(described, x, product_of(x, storage, described), nonnegative);
-  {
-    const std::lock_guard<std::mutex> lock(reading);
-    if (const auto found = known.find(kind); found != known.end()) return found->second;
-  }
+  const Kind kind = kind_of(x, weight, relevance, conv, nonnegative, storage);
+  if (const auto known = verdicts().find(kind)) return *known;
   const c10::DeviceGuard guard(x.device());
   if (cuda::is_capturing()) return false;
-  const bool faster = least_seconds(fused) < least_seconds(library);
-  const std::lock_guard<std::mutex> lock(reading);
-  // Of threads that measured at the same time the first is right for all.
-  return known.emplace(kind, faster).first->second;
+  return verdicts().add(kind, least_seconds(fused) < least_seconds(library));
 }
 
 Gated fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevance,
@@ -166,6 +192,11 @@ Gated fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevance,
 
 bool has_fused_conv(const Tensor&, const Tensor&, const Tensor&, const ConvShape&, const Rule&) {
   return false;
+}
+
+std::optional<bool> was_fused_conv_faster(const Tensor&, const Tensor&, const Tensor&,
+                                          const ConvShape&, bool, at::ScalarType) {
+  return std::nullopt;
 }
 
 bool is_fused_conv_faster(const Tensor&, const Tensor&, const Tensor&, const ConvShape&, bool,

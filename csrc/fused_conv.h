@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 
 #include "convolution.h"
 #include "quotient.h"
@@ -18,8 +19,13 @@ FusedConv fused_conv_asked_for();
 bool has_fused_conv(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                     const ConvShape& conv, const Rule& rule);
 
-// For kAuto: whether `fused` was faster than `library` on a step of this kind, for which both are
-// run at its first time. While a CUDA graph is captured nothing can be measured: false.
+// For kAuto: whether it was faster on a step of this kind, if that is known.
+std::optional<bool> was_fused_conv_faster(const Tensor& x, const Tensor& weight,
+                                          const Tensor& relevance, const ConvShape& conv,
+                                          bool nonnegative, at::ScalarType storage);
+
+// The same, for which both `fused` and `library` are run where it is not known. While a CUDA graph
+// is captured nothing can be measured: false.
 bool is_fused_conv_faster(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                           const ConvShape& conv, bool nonnegative, at::ScalarType storage,
                           const std::function<void()>& fused, const std::function<void()>& library);

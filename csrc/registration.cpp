@@ -1,4 +1,5 @@
-// The schemas of every op, and nothing else. Each op's implementations stand at the bottom of the
+// The schemas of every op, and nothing else. NAME_kernel takes the arguments of NAME and says what
+// would do its products. Each op's implementations stand at the bottom of the
 // file that has its name. States are (values, psi, scale); see rapkernels/relevance.py.
 #include "device.h"
 
@@ -12,6 +13,15 @@ RAPKERNELS_LIBRARY(RAPKERNELS_NAMESPACE, m) {
       "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "
       "bool nonnegative, Tensor? bias=None, float[] parameters=[], str precision='fp32') "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "relprop_linear_kernel(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, "
+      "Tensor? scale, str rule, bool nonnegative=False, Tensor? bias=None, float[] parameters=[], "
+      "Tensor? z=None) -> str");
+  m.def(
+      "relprop_conv_kernel(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
+      "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "
+      "bool nonnegative, Tensor? bias=None, float[] parameters=[], str precision='fp32') "
+      "-> str");
   m.def(
       "relprop_zbox_linear(Tensor x, Tensor weight, Tensor low, Tensor high, Tensor relevance, "
       "Tensor? psi, Tensor? scale, float stabilizer=0.0) -> (Tensor, Tensor, Tensor, Tensor)");

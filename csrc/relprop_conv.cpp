@@ -10,6 +10,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 
 #include "convolution.h"
 #include "depthwise.h"
@@ -146,13 +147,13 @@ using Step = std::function<Gated(const Incoming& incoming, Tensor& total)>;
 // One transposed convolution of S+ and S- per sign of x: by the library, they are packed in one
 // tensor's channels.
 Step joint_step(const Tensor& x, const Tensor& weight, const Messages& m, const Outputs& outputs,
-                const ConvShape& conv, bool nonnegative, bool bfloat16) {
+                const ConvShape& conv, bool nonnegative, bool own_kernel, bool bfloat16) {
   const auto send = [=](const Transposed& s) {
     return nonnegative ? gate(x, s.to_positive, std::nullopt, Gate::kProduct)
                        : gate(x, s.to_positive, s.to_negative, Gate::kBySign);
   };
-  const bool rounds = bfloat16 && has_split_conv(x, weight, conv, /*bfloat16=*/true);
-  if (rounds || has_split_conv(x, weight, conv)) {
+  if (own_kernel) {
+    const bool rounds = bfloat16 && has_split_conv(x, weight, conv, /*bfloat16=*/true);
     return [=](const Incoming& incoming, Tensor& total) {
       const Parts s = quotient(m.first, m.second, incoming.relevance, incoming.psi, outputs, m.form,
                                Packing::kApart, conv.format, rounds);
@@ -224,6 +225,17 @@ Step fused_step(const Tensor& x, const Tensor& weight, const Outputs& outputs,
   };
 }
 
+// What does the products of a step that the tensor cores do not.
+enum class Products { kLibrary, kSplitConv, kDepthwise };
+
+Products products_of(const Tensor& x, const Tensor& w, const ConvShape& conv, const Rule& rule,
+                     bool bfloat16) {
+  if (is_unsplit(rule)) return Products::kLibrary;
+  if (is_depthwise(x, w, conv)) return Products::kDepthwise;
+  const bool own = has_split_conv(x, w, conv) || (bfloat16 && has_split_conv(x, w, conv, true));
+  return own ? Products::kSplitConv : Products::kLibrary;
+}
+
 // What does not depend on the relevance is computed here, once for all targets.
 Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Outputs& outputs,
              const ConvShape& conv, bool nonnegative, bool bfloat16) {
@@ -236,16 +248,18 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
       return step(incoming.relevance, incoming.psi, total);
     };
   }
+  const Products products = products_of(x, w, conv, outputs.rule, bfloat16);
+  if (products == Products::kDepthwise) return depthwise_step(x, w, outputs, conv);
+  const bool own = products == Products::kSplitConv;
   if (use_absolute_form(w, conv)) {
     return joint_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
-                      nonnegative, bfloat16);
+                      nonnegative, own, bfloat16);
   }
-  if (is_depthwise(x, w, conv)) return depthwise_step(x, w, outputs, conv);
   const Tensor plus = at::empty_like(w);
   const Tensor minus = at::empty_like(w);
   split_weight(w, plus, minus);
   const Messages m = split_messages(x, plus, minus, conv, nonnegative);
-  return conv.groups == 1 ? joint_step(x, w, m, outputs, conv, nonnegative, bfloat16)
+  return conv.groups == 1 ? joint_step(x, w, m, outputs, conv, nonnegative, own, bfloat16)
                           : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 
@@ -253,6 +267,33 @@ int64_t samples_at_once(const Tensor& x, const Tensor& relevance) {
   const int64_t samples = x.size(0);
   // Several targets share what is prepared for them.
   return relevance.size(0) > samples ? samples : parts_at_once(relevance, samples);
+}
+
+Tensor converted(const Tensor& t, const Rule& rule, at::MemoryFormat format) {
+  return subtracts_sums(rule) ? accumulated(t, format) : operand(t, format);
+}
+
+// What a step works with: in its type and layout, x with the padding of one side.
+struct Operands {
+  Tensor x;
+  Tensor weight;
+  Tensor relevance;
+};
+
+Operands operands_of(const Tensor& x, const Tensor& weight, const Tensor& relevance,
+                     const ConvShape& conv, const Rule& rule) {
+  const auto own = [&](const Tensor& t) { return converted(t, rule, conv.format); };
+  const Tensor in = pad_unequal(own(x), conv);
+  // Kernels of our own read the weight as it lies.
+  const bool as_it_is = !is_unsplit(rule) && use_absolute_form(weight, conv) &&
+                        weight.scalar_type() == in.scalar_type() &&
+                        has_split_conv(in, weight, conv);
+  return {in, as_it_is ? weight : own(weight), own(relevance)};
+}
+
+void check_precision(std::string_view precision) {
+  TORCH_CHECK(precision == "fp32" || precision == "bf16", kOp,
+              ": precision must be 'fp32' or 'bf16', got '", precision, "'");
 }
 
 }  // namespace
@@ -274,8 +315,7 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
     check_shape(kOp, "z", *z, shape);
   }
   const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
-  TORCH_CHECK(precision == "fp32" || precision == "bf16", kOp,
-              ": precision must be 'fp32' or 'bf16', got '", precision, "'");
+  check_precision(precision);
   const auto format = conv.format;
   if (x.numel() == 0 || relevance.numel() == 0) {
     auto shape = x.sizes().vec();
@@ -285,26 +325,22 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
             per_sample(none, 0)};
   }
 
-  const auto own = [&](const Tensor& t, at::MemoryFormat f) {
-    return subtracts_sums(parsed) ? accumulated(t, f) : operand(t, f);
-  };
-  const Tensor in = pad_unequal(own(x, format), conv);
+  const Operands given = operands_of(x, weight, relevance, conv, parsed);
+  const Tensor& in = given.x;
   // z rounded to a narrow storage type is too coarse to subtract from A, or to add a bias to.
   const bool narrow = x.scalar_type() != in.scalar_type();
   OptionalTensor known;
-  if (z && !narrow) known = own(*z, format);
+  if (z && !narrow) known = converted(*z, parsed, format);
   const int64_t positions = relevance.numel() / (relevance.size(0) * relevance.size(1));
   Outputs outputs{parsed,
                   std::nullopt,
                   {relevance.size(1), format == at::MemoryFormat::Contiguous ? positions : 1}};
-  if (bias && !parsed.shifts()) outputs.bias = own(*bias, at::MemoryFormat::Contiguous);
+  if (bias && !parsed.shifts()) {
+    outputs.bias = converted(*bias, parsed, at::MemoryFormat::Contiguous);
+  }
 
-  // Kernels of our own read the weight as it lies.
-  const bool as_it_is = !is_unsplit(parsed) && use_absolute_form(weight, conv) &&
-                        weight.scalar_type() == in.scalar_type() &&
-                        has_split_conv(in, weight, conv);
-  const Tensor w = as_it_is ? weight : own(weight, format);
-  const Tensor all = own(relevance, format);
+  const Tensor& w = given.weight;
+  const Tensor& all = given.relevance;
   const bool fused = has_fused_conv(in, w, all, conv, parsed);
   const int64_t samples = x.size(0);
   const int64_t at_once = samples_at_once(x, all);
@@ -340,6 +376,40 @@ State relprop_conv(const Tensor& x, const Tensor& weight, const OptionalTensor& 
   return joined.state();
 }
 
+std::string relprop_conv_kernel(const Tensor& x, const Tensor& weight, const OptionalTensor&,
+                                const Tensor& relevance, const OptionalTensor&,
+                                const OptionalTensor&, at::IntArrayRef stride,
+                                at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                                std::string_view rule, bool nonnegative, const OptionalTensor& bias,
+                                at::ArrayRef<double> parameters, std::string_view precision) {
+  const ConvShape conv =
+      check_convolution(kOp, x, weight, relevance, stride, padding, dilation, groups);
+  const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
+  check_precision(precision);
+  const Operands given = operands_of(x, weight, relevance, conv, parsed);
+  if (has_fused_conv(given.x, given.weight, given.relevance, conv, parsed)) {
+    if (fused_conv_asked_for() == FusedConv::kOn) return "fused_conv";
+    const int64_t at_once = std::min(samples_at_once(x, given.relevance), x.size(0));
+    const int64_t rows = at_once < x.size(0) ? at_once : given.relevance.size(0);
+    const auto faster = was_fused_conv_faster(given.x.narrow(0, 0, at_once), given.weight,
+                                              given.relevance.narrow(0, 0, rows), conv, nonnegative,
+                                              x.scalar_type());
+    if (!faster) return "fused_conv or library";
+    if (*faster) return "fused_conv";
+  }
+  switch (products_of(given.x, given.weight, conv, parsed, precision == "bf16")) {
+    case Products::kSplitConv:
+      return "split_conv";
+    case Products::kDepthwise:
+      return "depthwise";
+    case Products::kLibrary:
+      break;
+  }
+  return "library";
+}
+
 RAPKERNELS_REGISTER(m) { m.impl("relprop_conv", &relprop_conv); }
+
+RAPKERNELS_REGISTER_FOR_ALL(m) { m.impl("relprop_conv_kernel", &relprop_conv_kernel); }
 
 }  // namespace rapkernels

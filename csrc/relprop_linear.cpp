@@ -10,6 +10,7 @@
 #include <torch/version.h>
 
 #include <algorithm>
+#include <string>
 #include <vector>
 
 #include "device.h"
@@ -244,6 +245,34 @@ bool is_fused(const Tensor& x, const Tensor& weight, const Tensor& relevance, co
                         pointwise(), rule);
 }
 
+int64_t rows_of(const Tensor& t) {
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < t.dim(); ++d) rows *= t.size(d);
+  return rows;
+}
+
+// How a layer is done.
+enum class Way {
+  kPointwise,  // as a convolution of size 1 by kernels of our own
+  kEvenOdd,    // by four products of the library
+  kFused,      // by kernels of our own that read W once each way
+  kUnsplit,    // by two products of the library
+  kProducts,   // by products of the library on slices of W
+};
+
+Way way_of(const Tensor& x, const Tensor& weight, const Tensor& relevance, const Rule& rule,
+           bool nonnegative) {
+  const int64_t rows = rows_of(relevance);
+  if (has_many_rows(rule, x, rows)) {
+    if (!nonnegative && weight.size(1) >= kShortSum && multiplies_exactly()) return Way::kEvenOdd;
+    if (is_pointwise(x, weight)) return Way::kPointwise;
+  }
+  const bool many = runs_cuda_kernels(x) && rows >= kManyRows && x.numel() > 0;
+  if (many && is_fused(x, weight, relevance, rule)) return Way::kPointwise;
+  if (is_unsplit(rule) && (many || rule.kind == Rule::kEpsilon)) return Way::kUnsplit;
+  return many ? Way::kProducts : Way::kFused;
+}
+
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                      OptionalTensor psi, OptionalTensor scale, std::string_view rule,
                      bool nonnegative, const OptionalTensor& bias, at::ArrayRef<double> parameters,
@@ -259,19 +288,12 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   }
   const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
 
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < x.dim(); ++d) rows *= x.size(d);
-  const int64_t targets = x.size(0) > 0 ? relevance.size(0) / x.size(0) : 1;
-  const bool many_rows = has_many_rows(parsed, x, rows * targets);
-  const bool even_odd =
-      many_rows && !nonnegative && weight.size(1) >= kShortSum && multiplies_exactly();
-  const bool many = runs_cuda_kernels(x) && rows * targets >= kManyRows && x.numel() > 0;
-  if ((many_rows && !even_odd && is_pointwise(x, weight)) ||
-      (many && is_fused(x, weight, relevance, parsed))) {
+  const Way way = way_of(x, weight, relevance, parsed, nonnegative);
+  if (way == Way::kPointwise) {
     return relprop_pointwise(x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters,
                              z);
   }
-  const bool by_products = many || parsed.kind == Rule::kEpsilon;
+  const bool by_products = way == Way::kUnsplit || way == Way::kProducts;
   const bool narrow = by_products && !subtracts_sums(parsed);
   const auto own = [&](const Tensor& t) {
     return narrow ? operand(t, kDense) : accumulated(t, kDense);
@@ -281,24 +303,51 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   // Rounded to a narrow storage type z is too coarse to be subtracted from.
   OptionalTensor known;
   if (z && working_type(x) == x.scalar_type()) known = own(*z);
-  const Incoming in{own(x), own(relevance), psi, known, outputs, nonnegative, rows, rows * targets};
+  const Incoming in{own(x),  own(relevance), psi,        known,
+                    outputs, nonnegative,    rows_of(x), rows_of(relevance)};
 
   Tensor total;
   Gated gated;
-  if (even_odd) {
+  if (way == Way::kEvenOdd) {
     gated = even_odd_step(in, own(weight), total);
-  } else if (!by_products) {
-    gated = fused_step(in, weight, total);
-  } else if (is_unsplit(parsed)) {
+  } else if (way == Way::kUnsplit) {
     gated = unsplit_step(in, own(weight), total);
-  } else {
+  } else if (way == Way::kProducts) {
     gated = product_step(in, own(weight), total);
+  } else {
+    gated = fused_step(in, weight, total);
   }
   return settle_by_rule(parsed, gated.values, gated.statistics, total, scale, x.scalar_type());
+}
+
+// What would do the products of its step: "linear", the file of kernels of our own, "library", or
+// what relprop_conv_kernel says.
+std::string relprop_linear_kernel(const Tensor& x, const Tensor& weight, const Tensor& relevance,
+                                  const OptionalTensor&, const OptionalTensor&,
+                                  std::string_view rule, bool nonnegative,
+                                  const OptionalTensor& bias, at::ArrayRef<double> parameters,
+                                  const OptionalTensor&) {
+  check_linear(kOp, x, weight, relevance);
+  const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
+  switch (way_of(x, weight, relevance, parsed, nonnegative)) {
+    case Way::kPointwise:
+      return relprop_conv_kernel(as_image(x), as_kernel(weight), std::nullopt, as_image(relevance),
+                                 std::nullopt, std::nullopt, {1, 1}, {0, 0, 0, 0}, {1, 1}, 1, rule,
+                                 nonnegative, bias, parameters, "fp32");
+    case Way::kFused:
+      return "linear";
+    case Way::kEvenOdd:
+    case Way::kUnsplit:
+    case Way::kProducts:
+      break;
+  }
+  return "library";
 }
 
 }  // namespace
 
 RAPKERNELS_REGISTER(m) { m.impl("relprop_linear", &relprop_linear); }
+
+RAPKERNELS_REGISTER_FOR_ALL(m) { m.impl("relprop_linear_kernel", &relprop_linear_kernel); }
 
 }  // namespace rapkernels

@@ -35,7 +35,8 @@ Tensor split_conv_positive_transposed(const Tensor&, const Tensor&, const Tensor
 
 namespace {
 
-cpu::SplitConv describe(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
+// Without the weight's entries: what may run is asked of tensors that have none, too.
+cpu::SplitConv shape_of(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
   const auto axis = [&](int64_t d) {
     const int64_t size = x.size(d + 2);
     const int64_t kernel = weight.size(d + 2);
@@ -46,8 +47,14 @@ cpu::SplitConv describe(const Tensor& x, const Tensor& weight, const ConvShape& 
   return {weight.size(1),
           weight.size(0),
           {axis(0), axis(1)},
-          weight.const_data_ptr<float>(),
+          nullptr,
           {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)}};
+}
+
+cpu::SplitConv describe(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
+  cpu::SplitConv described = shape_of(x, weight, conv);
+  described.weight = weight.const_data_ptr<float>();
+  return described;
 }
 
 bool is_covered(const Tensor& x, const ConvShape& conv) {
@@ -58,11 +65,11 @@ bool is_covered(const Tensor& x, const ConvShape& conv) {
 }  // namespace
 
 bool has_split_conv(const Tensor& x, const Tensor& weight, const ConvShape& conv, bool bfloat16) {
-  return is_covered(x, conv) && cpu::runs_split_conv(describe(x, weight, conv), bfloat16);
+  return is_covered(x, conv) && cpu::runs_split_conv(shape_of(x, weight, conv), bfloat16);
 }
 
 bool has_split_zbox(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
-  return is_covered(x, conv) && cpu::runs_split_zbox(describe(x, weight, conv));
+  return is_covered(x, conv) && cpu::runs_split_zbox(shape_of(x, weight, conv));
 }
 
 Tensor split_conv_forward(const Tensor& x, const Tensor& weight, const Tensor& z,

@@ -23,6 +23,7 @@ from rapkernels.errors import ArgumentError, ExportError
 from rapkernels.findings import Findings
 from rapkernels.graph import Graph
 from rapkernels.inputs import Inputs, Several, check_finite_inputs, read_inputs
+from rapkernels.kernels import find_kernels
 from rapkernels.outputs import Output, read_output
 from rapkernels.parts import BeginOf, Call, Part, Whole, parts_of
 from rapkernels.plan import Plan, make_plan
@@ -287,7 +288,9 @@ class Explainer(ABC):
         return Captured(self.model, partial(self._attribute, layers=layers), x, target)
 
     def plan(self, x: Tensor | Several) -> Plan:
-        """Return which rule each operation gets for inputs like ``x``, without running the model.
+        """Return what a call does with inputs like ``x``, without running the model.
+
+        The kernels are those of one target for each sample, and of one call for all samples.
 
         Args:
             x: as for :meth:`attribute`.
@@ -298,7 +301,12 @@ class Explainer(ABC):
         inputs, findings = self._check(x)
         findings.settle()
         with calls.settings(inputs):
-            return make_plan(self._program(inputs, findings), inputs.samples)
+            program = self._program(inputs, findings)
+            ops = resolve_backend(self.backend, inputs.device)
+            like = inputs if inputs.samples else inputs.zeros(1)
+            values = program.graph.values(self.model)
+            kernels = find_kernels(program, values, ops, like, self._begin)
+            return make_plan(program, inputs.samples, kernels)
 
     # How a call goes.
 

@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from typing_extensions import override
 
 from rapkernels import calls
-from rapkernels.errors import ArgumentError, ArgumentTypeError, RapError, UnknownMemoryWarning
-from rapkernels.findings import Findings, warn
+from rapkernels.dry_run import META, DryRun, DryRunError, Watch
+from rapkernels.errors import ArgumentError, ArgumentTypeError, UnknownMemoryWarning
+from rapkernels.findings import warn
 from rapkernels.inputs import Inputs
 from rapkernels.layouts import memory_format_of
 from rapkernels.program import Program
 from rapkernels.report import Recorder
 from rapkernels.rules.linear import MANY_ROWS
-from rapkernels.walker import Walk
 
 _UNITS = {
     unit: base ** (power + 1)
@@ -68,10 +68,6 @@ def read_limit(max_memory: Any) -> int | None:
     return found
 
 
-class UnknownMemoryError(Exception):
-    """A program has an operation that meta tensors do not pass, such as one that reads values."""
-
-
 def fitting(
     need: Callable[[int, int], int], samples: int, targets: int, limit: int
 ) -> tuple[int, int]:
@@ -80,7 +76,7 @@ def fitting(
     Args:
         need: bytes that samples and targets take. What a sample adds never falls with their number,
             so that the steps below do not go past the largest number that fits. Where it raises
-            :class:`UnknownMemoryError`, one target of one sample is done at a time.
+            :class:`DryRunError`, one target of one sample is done at a time.
         samples: how many samples there are, at least 1.
         targets: how many targets each has, at least 1.
         limit: bytes.
@@ -93,7 +89,7 @@ def fitting(
     """
     try:
         found = need(samples, targets)
-    except UnknownMemoryError as error:
+    except DryRunError as error:
         warn(
             f"max_memory may not be kept: {error} on tensors without values, so that what a call "
             "takes is not known and one target of one sample is done at a time",
@@ -140,7 +136,7 @@ def peak_bytes(
         reported: whether a report is made.
 
     Raises:
-        UnknownMemoryError: an operation of the program cannot be run without values.
+        DryRunError: an operation of the program cannot be run without values.
     """
     layouts = tuple(map(memory_format_of, inputs.tensors))
     key = inputs.samples, layouts, inputs.device, ops, targets, masked, bounded, reported
@@ -172,39 +168,15 @@ def _measured(
     bounded: bool,
     reported: bool,
 ) -> int:
-    meta = torch.device("meta")
-    at_meta = {
-        name: value.to(meta) if isinstance(value, Tensor) else value
-        for name, value in values.items()
-    }
-    samples = inputs.samples
-    given = inputs.map(
-        lambda x: torch.empty(
-            x.shape, dtype=x.dtype, device=meta, memory_format=memory_format_of(x)
-        )
-    )
-    entries = calls.output_shape(program.graph, samples)[1:] if masked else ()
-    kind = torch.bool if masked else torch.int64
-    chosen = torch.empty((targets, samples, *entries), dtype=kind, device=meta)
-    recorder = Recorder(program.graph, samples, meta) if reported else None
-    known = [value for value in at_meta.values() if isinstance(value, Tensor)]
-    only = given.tensors[0]
-    bounds = (only, only) if bounded else None
-    with _Meter([*given.tensors, chosen, *known], inputs.device) as meter:
-        walk = Walk(program, at_meta, ops, recorder)
-        try:
-            calls.run(walk, given, chosen, begin, Findings(meta), bounds, runs_on=inputs.device)
-        except RapError:
-            raise
-        except Exception as error:
-            # Rules and operations are the user's and torch's: what they raise can be anything.
-            raise UnknownMemoryError(f"{meter.last} raised {type(error).__name__}") from error
-    peak: int = meter.peak
-    return peak
+    dry = DryRun(program, values, inputs, targets, masked)
+    recorder = Recorder(program.graph, inputs.samples, META) if reported else None
+    meter = _Meter(dry.given, inputs.device)
+    dry.run(ops, begin, meter, recorder, bounded)
+    return meter.peak
 
 
-class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the storages that operations on meta tensors make, while they live.
+class _Meter(Watch):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that operations make, while they live.
 
     Args:
         known: tensors that are not counted.
@@ -212,33 +184,23 @@ class _Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         peak: the largest number of bytes that were alive at one time.
-        last: name of the operation that ran last.
     """
 
     def __init__(self, known: list[Tensor], device: torch.device) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.peak: int = 0
-        self.last = "the first operation"
         self._live = 0
         self._device = device
         self._seen: dict[int, weakref.ref[Any]] = {}
         for tensor in known:
             self._follow(tensor, counted=False)
 
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        self.last = str(function)
-        # The device that the graph was exported for, or a new tensor's default.
-        if any(argument.name == "device" for argument in function._schema.arguments):
-            kwargs["device"] = torch.device("meta")
-        result = function(*args, **kwargs)
+    @override
+    def saw(self, function: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         inside = _workspace(function, args, result, self._device)
         for tensor in _tensors(result):
             self._follow(tensor)
         self.peak = max(self.peak, self._live + inside)
-        return result
 
     def _follow(self, tensor: Tensor, counted: bool = True) -> None:
         storage = tensor.untyped_storage()

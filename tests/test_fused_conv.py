@@ -113,9 +113,15 @@ def library_convolutions(call: Callable[[], Any]) -> int:
     return sum(event.count for event in profiled.key_averages() if "convolution" in event.key)
 
 
+def kernel_of(native: ModuleType, given: list[Any]) -> str:
+    """What a plan says."""
+    return str(native._registered.relprop_conv_kernel(*given))
+
+
 def agree(native: ModuleType, given: list[Any], tolerance: float) -> None:
     found: list[Any] = []
     assert library_convolutions(lambda: found.append(native.relprop_conv(*given))) == 0
+    assert kernel_of(native, given) == "fused_conv"
     values, psi, *rest = reference.relprop_conv(*doubled(given))
     # An entry that was rounded to 0 takes no part in the shift.
     lost = (found[0][0] == 0) & (values != 0)
@@ -235,6 +241,7 @@ def test_other_shapes_are_left_to_the_library(
     without = native.relprop_conv(*given)
     monkeypatch.setenv("RAPKERNELS_FUSED_CONV", "1")
     assert library_convolutions(lambda: native.relprop_conv(*given)) > 0
+    assert kernel_of(native, given) == "library"
     for one, other in zip(native.relprop_conv(*given), without, strict=True):
         assert torch.equal(one, other)
 
@@ -243,6 +250,7 @@ def test_they_are_off_unless_asked_for(native: ModuleType, monkeypatch: pytest.M
     monkeypatch.delenv("RAPKERNELS_FUSED_CONV", raising=False)
     given = arguments(SHAPES["3x3"])
     assert library_convolutions(lambda: native.relprop_conv(*given)) > 0
+    assert kernel_of(native, given) == "library"
 
 
 def test_auto_measures_once_and_takes_one_of_both(
@@ -255,6 +263,7 @@ def test_auto_measures_once_and_takes_one_of_both(
     own = native.relprop_conv(*given)
     monkeypatch.setenv("RAPKERNELS_FUSED_CONV", "auto")
     found: list[Any] = []
+    assert kernel_of(native, given) == "fused_conv or library"
     first = library_convolutions(lambda: found.append(native.relprop_conv(*given)))
     later = [
         library_convolutions(lambda: found.append(native.relprop_conv(*given))) for _ in range(3)
@@ -262,6 +271,7 @@ def test_auto_measures_once_and_takes_one_of_both(
     # Both run when the shape is first met.
     assert first > later[0]
     assert len(set(later)) == 1
+    assert kernel_of(native, given) == ("library" if later[0] else "fused_conv")
     expected = library if later[0] else own
     for result in found:
         for one, other in zip(result, expected, strict=True):
@@ -292,5 +302,6 @@ def test_linear_layers_of_many_rows(
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiled:
         found = native.relprop_linear(*given)
     assert not {"aten::mm", "aten::addmm_"} & {event.key for event in profiled.key_averages()}
+    assert native._registered.relprop_linear_kernel(*given) == "fused_conv"
     expected = reference.relprop_linear(*doubled(given))
     assert_same_relevance("relprop_linear", found, expected, FLOAT32)
