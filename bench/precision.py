@@ -1,4 +1,4 @@
-"""fp32, bf16 and fp16 against float64: what a user sees who calls `model.half()`.
+"""fp32, bf16 and fp16 against float64: what a user of `model.half()` or `precision="bf16"` sees.
 
     python -m bench.precision --photos FOLDER -o bench/results/precision/precision.csv
 
@@ -22,7 +22,7 @@ import torch
 from bench.machine import ROOT
 from bench.precision_model import PrecisionRow
 
-MODELS = ("vgg16", "resnet50", "convnext_tiny", "vit_b_16")
+MODELS = ("efficientnet_lite0", "vgg16", "resnet50", "convnext_tiny", "vit_b_16")
 FIELDS = [field.name for field in dataclasses.fields(PrecisionRow)]
 Row = dict[str, object]
 

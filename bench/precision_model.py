@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,13 +21,21 @@ import torch
 from torch import Tensor, nn
 
 import rapkernels as rk
-from bench.zoo_models import load
+from bench.zoo_models import load as load_random
+from rapkernels.errors import NonFiniteOutputError
 from rapkernels.images import Preprocessing, prepare_image, read_image
+from rapkernels.models import DEFAULT_MODEL, load_classifier
 
 METHODS = {"rap": rk.RAP, "lrp": rk.LRP}
 # What torchvision's weights for ImageNet were trained on.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Of weights, input and relevance; and what the explainer is asked for.
+PRECISIONS = {
+    "fp32": (torch.float32, "fp32"),
+    "fp32, bf16 back": (torch.float32, "bf16"),
+    "bf16": (torch.bfloat16, "fp32"),
+    "fp16": (torch.float16, "fp32"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,11 +43,12 @@ class PrecisionRow:
     """How far the map of one precision is from those in float64.
 
     Attributes:
-        model: its name in torchvision.
-        dtype: of weights, input and relevance.
+        model: its name in torchvision, or "efficientnet_lite0".
+        precision: one of PRECISIONS.
         method: "rap" or "lrp".
         samples: how many; each figure is that of the worst of them.
-        finite: whether every entry of the relevance is.
+        finite: whether every entry of the relevance is, and every output of the model; without
+            those the figures are NaN.
         cosine: similarity with the float64 map of the model and input as they were.
         error: largest difference from it, of its largest entry.
         rounded_cosine: similarity with the float64 map of the rounded model and input: what is
@@ -47,7 +57,7 @@ class PrecisionRow:
     """
 
     model: str
-    dtype: str
+    precision: str
     method: str
     samples: int
     finite: bool
@@ -57,8 +67,19 @@ class PrecisionRow:
     rounded_error: float
 
 
-def photos_of(folder: Path, count: int, side: int) -> Tensor:
-    """The first photos of a folder as ImageNet's classifiers take them, ``(count, 3, side, side)``.
+def load(name: str, samples: int) -> tuple[nn.Module, Tensor, Preprocessing]:
+    """A network, its noise, and how it takes photos; "efficientnet_lite0" has trained weights."""
+    if name == DEFAULT_MODEL:
+        classifier = load_classifier(name)
+        height, width = classifier.preprocessing.size
+        return classifier.module, torch.randn(samples, 3, height, width), classifier.preprocessing
+    model, x = load_random("torchvision", name, samples)
+    side = x.shape[-1]
+    return model, x, Preprocessing((side, side), side + 32, MEAN, STD)
+
+
+def photos_of(folder: Path, count: int, preprocessing: Preprocessing) -> Tensor:
+    """The first photos of a folder as a network takes them, ``(count, 3, H, W)``.
 
     Raises:
         ValueError: it holds fewer.
@@ -66,7 +87,6 @@ def photos_of(folder: Path, count: int, side: int) -> Tensor:
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
     if len(paths) < count:
         raise ValueError(f"{folder} must hold {count} JPEG photos, got {len(paths)}")
-    preprocessing = Preprocessing((side, side), side + 32, MEAN, STD)
     photos = (prepare_image(read_image(path), preprocessing) for path in paths[:count])
     return torch.stack([photo.pixels for photo in photos])
 
@@ -82,15 +102,20 @@ def measure(name: str, model: nn.Module, x: Tensor) -> Iterator[PrecisionRow]:
     with torch.no_grad():
         target = _cast(model, torch.float64)(x.double()).argmax(1)
     exact = _maps(model, x, target, torch.float64)
-    for dtype in DTYPES:
-        found = _maps(model, x, target, dtype)
+    for precision, (dtype, back) in PRECISIONS.items():
+        try:
+            found = _maps(model, x, target, dtype, back)
+        except NonFiniteOutputError:
+            nothing = (math.nan,) * 4
+            yield from (PrecisionRow(name, precision, m, len(x), False, *nothing) for m in METHODS)
+            continue
         rounded = exact
         if dtype != torch.float32:
             rounded = _maps(_cast(model, dtype), x.to(dtype), target, torch.float64)
         for method, relevance in found.items():
             yield PrecisionRow(
                 name,
-                str(dtype).removeprefix("torch."),
+                precision,
                 method,
                 len(x),
                 bool(torch.isfinite(relevance).all()),
@@ -109,9 +134,14 @@ def compare(relevance: Tensor, exact: Tensor) -> tuple[float, float]:
     return float(cosine.min()), float((found - wanted).abs().max())
 
 
-def _maps(model: nn.Module, x: Tensor, target: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+def _maps(
+    model: nn.Module, x: Tensor, target: Tensor, dtype: torch.dtype, back: str = "fp32"
+) -> dict[str, Tensor]:
     made = _cast(model, dtype)
-    return {name: cls(made).attribute(x.to(dtype), target) for name, cls in METHODS.items()}
+    return {
+        name: cls(made, precision=back).attribute(x.to(dtype), target)
+        for name, cls in METHODS.items()
+    }
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -121,9 +151,9 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _main(name: str, samples: str, threads: str, folder: str = "") -> None:
     torch.set_num_threads(int(threads))
     warnings.simplefilter("ignore")
-    model, x = load("torchvision", name, int(samples))
+    model, x, preprocessing = load(name, int(samples))
     if folder:
-        x = photos_of(Path(folder), len(x), x.shape[-1])
+        x = photos_of(Path(folder), len(x), preprocessing)
     for row in measure(name, model, x):
         print(json.dumps(dataclasses.asdict(row)), flush=True)
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 from bench.precision import FIELDS
 from bench.schema import SchemaError
 
 _LABELS = {
+    "efficientnet_lite0": "EfficientNet-Lite0",
     "vgg16": "VGG-16",
     "resnet50": "ResNet-50",
     "convnext_tiny": "ConvNeXt-T",
     "vit_b_16": "ViT-B/16",
 }
 _METHODS = {"rap": "RAP", "lrp": "LRP"}
-_DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _HEAD = (
     "model",
     "method",
@@ -49,7 +50,7 @@ def render_precision(path: Path) -> str:
             [
                 _LABELS.get(row["model"], row["model"]),
                 _METHODS[row["method"]],
-                _DTYPES[row["dtype"]],
+                row["precision"],
                 "yes" if row["finite"] == "True" else "**no**",
                 *(_figure(place, float(value)) for place, value in enumerate(figures)),
             ]
@@ -63,4 +64,6 @@ def _place(model: str) -> int:
 
 
 def _figure(place: int, value: float) -> str:
+    if math.isnan(value):
+        return "-"
     return f"{value:.5f}" if place % 2 == 0 else f"{value:.1e}"

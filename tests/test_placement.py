@@ -228,7 +228,7 @@ def test_plan_shows_rules_and_roles() -> None:
         ("flatten", "structure", "", (4, 5)),
     ]
     lines = str(plan).splitlines()
-    assert lines[0].split() == ["node", "module", "operation", "rule", "shape", "role"]
+    assert lines[0].split() == ["node", "module", "operation", "rule", "kernel", "shape", "role"]
     assert "4x144" in lines[-1] or "4x5" in lines[-1]
     assert len({line.index(word) for line, word in zip(lines, ["rule", "----"], strict=False)}) <= 2
 

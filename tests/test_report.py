@@ -250,7 +250,7 @@ def test_a_data_frame_has_a_row_per_node_and_sample(model: nn.Module) -> None:
 def test_a_data_frame_of_a_plan(model: nn.Module) -> None:
     plan = rk.RAP(model, backend="reference").plan(torch.randn(2, 3, 8, 8, dtype=torch.float64))
     frame = plan.to_frame()
-    assert list(frame.columns) == ["node", "module", "operation", "rule", "shape", "role"]
+    assert list(frame.columns) == ["node", "module", "operation", "rule", "kernel", "shape", "role"]
     assert list(frame["rule"]) == [row.rule for row in plan]
     assert frame["shape"].iloc[-1] == (2, 5)
 
