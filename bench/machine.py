@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -48,10 +49,18 @@ def commit_and_changes() -> tuple[str | None, bool | None]:
     return _git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
+# How malloc keeps memory, and how threads wait.
+_SETS_TIME = re.compile(r"MALLOC_|GLIBC_TUNABLES$|THP_MEM_ALLOC_ENABLE$|OMP_|KMP_|MKL_").match
+
+
 def command_line(module: str, arguments: Sequence[str]) -> str:
-    """The command to repeat a run; of an absolute path only the file's name is kept."""
+    """The command to repeat a run, with the variables of its environment that time depends on.
+
+    Of an absolute path only the file's name is kept.
+    """
     kept = [Path(word).name if Path(word).is_absolute() else word for word in arguments]
-    return shlex.join(["python", "-m", module, *kept])
+    settings = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if _SETS_TIME(name)]
+    return " ".join([*settings, shlex.join(["python", "-m", module, *kept])])
 
 
 def machine() -> Machine:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -353,7 +354,17 @@ def test_the_tables_of_this_repository_are_current() -> None:
     assert result.exit_code == 0, result.output
 
 
-def test_provenance_holds_no_path() -> None:
+def test_commands_name_the_settings_that_time_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = {"MALLOC_TRIM_THRESHOLD_": "1", "OMP_WAIT_POLICY": "passive", "HOME": "/root"}
+    monkeypatch.setattr(os, "environ", settings)
+    command = machine.command_line("bench.growth", ["--model", "tiny"])
+    assert command == (
+        "MALLOC_TRIM_THRESHOLD_=1 OMP_WAIT_POLICY=passive python -m bench.growth --model tiny"
+    )
+
+
+def test_provenance_holds_no_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
     command = machine.command_line("bench.models", ["-o", str(machine.ROOT / "x.json")])
     assert command == "python -m bench.models -o x.json"
     found = machine.provenance(command)
