@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import rapkernels as rk
+from rapkernels.dry_run import DryRun
+from rapkernels.inputs import Inputs
+from rapkernels.kernels import _Kernels
 from rapkernels.testing import Sampler
 from tests.explainers import explainer
 from tests.networks import seeded
@@ -154,6 +157,20 @@ def test_plans_name_operations_and_kernels(samples: int) -> None:
     found = kernels(rk.LRP(network(), "EpsilonPlusFlat"), x)
     assert found["9"] == found["7"] == "relprop_linear (library)"
     assert "relprop_conv" in str(rk.RAP(network()).plan(x))
+
+
+@pytest.mark.built_extension
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_kernels_are_those_of_the_device(device: str, native: ModuleType) -> None:
+    """No GPU is needed to be told."""
+    rap, x = rk.RAP(network()), torch.rand(2, 3, 8, 8)
+    program = rap._program(*rap._check(x))
+    inputs, values = Inputs.of(rap.model, x), program.graph.values(rap.model)
+    watch = _Kernels(torch.device(device))
+    DryRun(program, values, inputs).run(native, rap._begin, watch, watch.observer)
+    on_cuda = device == "cuda" and bool(rk.build_info()["cuda"])
+    assert watch.found["conv2d_1"] == [f"relprop_conv ({'library' if on_cuda else 'depthwise'})"]
 
 
 @pytest.mark.built_extension

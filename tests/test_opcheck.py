@@ -25,20 +25,34 @@ pytestmark = pytest.mark.built_extension
 
 
 def registered() -> set[str]:
-    """The operations of the library, asked of the dispatcher so that none is forgotten.
-
-    Those that end in "_kernel" only say what another one would do.
-    """
+    """The library's functions, asked of the dispatcher so that none is forgotten."""
     names = torch._C._dispatch_get_all_op_names()
-    return {
-        name.removeprefix("rapkernels::")
-        for name in names
-        if name.startswith("rapkernels::") and not name.endswith("_kernel")
-    }
+    return {name.removeprefix("rapkernels::") for name in names if name.startswith("rapkernels::")}
+
+
+def kernel_functions() -> set[str]:
+    """Those that only say what another one would do."""
+    return {name for name in registered() if name.endswith("_kernel")}
 
 
 def test_every_registered_operation_is_public_and_sampled(native: ModuleType) -> None:
-    assert registered() == set(native.__all__) == set(SAMPLES) == set(reference.__all__)
+    assert (
+        registered() - kernel_functions()
+        == set(native.__all__)
+        == set(SAMPLES)
+        == set(reference.__all__)
+    )
+
+
+def test_kernels_are_asked_for_with_the_arguments_of_the_operation(native: ModuleType) -> None:
+    assert kernel_functions() == {"relprop_conv_kernel", "relprop_linear_kernel"}
+    for name in kernel_functions():
+        schemas = (
+            getattr(native._registered, n).default._schema
+            for n in (name, name.removesuffix("_kernel"))
+        )
+        ours, theirs = (list(map(str, schema.arguments)) for schema in schemas)
+        assert ours == theirs
 
 
 @pytest.mark.parametrize("name", SAMPLES)
