@@ -110,8 +110,9 @@ struct Messages {
   Form form;
 };
 
-Tensor magnitude_of(const Tensor& t) {
-  Tensor out = workspace_empty_like(t);
+// In the layout of the activations, which the library would copy the weights to.
+Tensor magnitude_of(const Tensor& t, const ConvShape& conv) {
+  Tensor out = workspace_empty_like(t, conv.format);
   return at::abs_out(out, t);
 }
 
@@ -121,7 +122,7 @@ Messages absolute_messages(const Tensor& x, const Tensor& weight, const Optional
   if (nonnegative && pays_to_list(weight, sum) && has_split_conv(x, weight, conv)) {
     return {sum, split_conv_forward(x, weight, sum, conv), Form::kAbsolute};
   }
-  return {sum, convolve(nonnegative ? x : magnitude_of(x), magnitude_of(weight), conv),
+  return {sum, convolve(nonnegative ? x : magnitude_of(x, conv), magnitude_of(weight, conv), conv),
           Form::kAbsolute};
 }
 

@@ -41,6 +41,11 @@ class Buffer {
   c10::DataPtr data_;
 };
 
+// Of 16 channels by 16 results at one position of the kernel; 0 beyond the last ones.
+struct WeightBlock {
+  alignas(kLine) float w[kChannels][kLanes] = {};
+};
+
 // The results of one phase of both axes.
 class Phase {
  public:
@@ -170,42 +175,61 @@ class Phase {
     const int64_t channels = divide_up(pass_.channels, kChannels);
     words_ = Buffer(channels * pass_.results * size * static_cast<int64_t>(sizeof(int32_t)));
     at::parallel_for(0, channels * results, 4, [&](int64_t begin, int64_t end) {
+      std::vector<WeightBlock> blocks(taps_);
       for (int64_t i = begin; i < end; ++i) {
+        const int64_t channel = i / results * kChannels;
         const int64_t result = i % results * kChannels;
+        read_weights(channel, result, blocks);
         int32_t* out = words_.as<int32_t>() + (i / results * pass_.results + result) * size;
-        int64_t tap = 0;
-        for (const Tap& row : row_taps_) {
-          for (const Tap& column : column_taps_) {
-            const float* in = pass_.weight + i / results * kChannels * pass_.strides[0] +
-                              result * pass_.strides[1] + row.index * pass_.strides[2] +
-                              column.index * pass_.strides[3];
-            pack_tap(in, std::min(kChannels, pass_.channels - i / results * kChannels),
-                     std::min(kChannels, pass_.results - result), out + tap++);
-          }
+        for (const WeightBlock& block : blocks) {
+          pack_tap(block, std::min(kChannels, pass_.channels - channel),
+                   std::min(kChannels, pass_.results - result), out++);
         }
       }
     });
   }
 
-  // 16 channels by 16 results at one position of the kernel.
-  void pack_tap(const float* in, int64_t channels, int64_t results, int32_t* out) const {
-    alignas(kLine) float w[kChannels][kLanes] = {};
+  // 16 channels by 16 results at each position of the kernel, read in the order of the memory:
+  // once per position, rows that are a large power of two apart push each other out of the cache.
+  void read_weights(int64_t channel, int64_t result, std::vector<WeightBlock>& blocks) const {
+    const int64_t channels = std::min(kChannels, pass_.channels - channel);
+    const int64_t results = std::min(kChannels, pass_.results - result);
     const auto& strides = pass_.strides;
+    const auto each_tap = [&](const auto& body) {
+      WeightBlock* block = blocks.data();
+      for (const Tap& row : row_taps_) {
+        for (const Tap& column : column_taps_) {
+          body(row.index * strides[2] + column.index * strides[3], (block++)->w);
+        }
+      }
+    };
     for (int64_t c = 0; c < channels; ++c) {
+      const float* in = pass_.weight + (channel + c) * strides[0] + result * strides[1];
       if (strides[1] == 1) {
-        _mm512_store_ps(w[c], _mm512_maskz_loadu_ps(first(results), in + c * strides[0]));
-      } else {
-        for (int64_t o = 0; o < results; ++o) w[c][o] = in[c * strides[0] + o * strides[1]];
+        each_tap([&](int64_t at, auto& w) {
+          _mm512_store_ps(w[c], _mm512_maskz_loadu_ps(first(results), in + at));
+        });
+        continue;
+      }
+      for (int64_t o = 0; o < results; ++o, in += strides[1]) {
+        each_tap([&](int64_t at, auto& w) { w[c][o] = in[at]; });
       }
     }
+    // The second of a pair, which the block before has left.
+    if (channels < kChannels) {
+      each_tap([&](int64_t, auto& w) { _mm512_store_ps(w[channels], _mm512_setzero_ps()); });
+    }
+  }
+
+  void pack_tap(const WeightBlock& block, int64_t channels, int64_t results, int32_t* out) const {
     // Channels beyond the last one are never read, but as the second of a pair.
     for (int64_t unit = 0; unit < divide_up(channels, per_word_); ++unit) {
       alignas(kLine) int32_t words[kLanes];
-      const __m512 low = _mm512_load_ps(w[unit * per_word_]);
-      _mm512_store_si512(words,
-                         per_word_ == 1
-                             ? _mm512_castps_si512(low)
-                             : interleaved(rounded(low), rounded(_mm512_load_ps(w[2 * unit + 1]))));
+      const __m512 low = _mm512_load_ps(block.w[unit * per_word_]);
+      _mm512_store_si512(
+          words, per_word_ == 1
+                     ? _mm512_castps_si512(low)
+                     : interleaved(rounded(low), rounded(_mm512_load_ps(block.w[2 * unit + 1]))));
       for (int64_t o = 0; o < results; ++o) out[o * words_of_result() + unit * taps_] = words[o];
     }
   }

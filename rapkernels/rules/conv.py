@@ -27,11 +27,14 @@ class Convolution(Rule):
 
     Attributes:
         keeps_z: whether the backward needs the convolution without bias.
+        ignores_scale: whether a positive factor of an output channel's weights leaves the relevance
+            of the inputs as it is, as in every rule that divides messages by their sum alone.
         geometry: stride, (low, high) padding for each spatial dimension with that of the pad
             before, dilation and groups, as the ops take them.
     """
 
     keeps_z: bool = True
+    ignores_scale: ClassVar[bool] = False
 
     family: ClassVar[str] = "conv"
     fuses = "conv"
@@ -74,29 +77,42 @@ class Convolution(Rule):
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         x, weight, bias = _tensors(*args, **kwargs)
         scale = self._batch_norm_scale(ctx)
-        folded, bias = _folded_weight(weight, scale, x), _folded_bias(ctx, bias, scale, x.dtype)
+        bias = _folded_bias(ctx, bias, scale, x.dtype)
+        # Weights are folded for both ways, where sums are scaled in the pass that adds the bias.
+        after = scale if self.keeps_z and self.ignores_scale and _is_factor(scale, x) else None
+        into = scale if after is None else None
+        folded = _folded_weight(weight, into, x)
         if not self.keeps_z:
-            ctx.save(x, weight, scale, None, bias)
+            ctx.save(x, weight, into, None, bias, after)
             return self._run(x, folded, bias)
-        ctx.save(x, weight, scale, self._run(x, folded, None), bias)
+        ctx.save(x, weight, into, self._run(x, folded, None), bias, after)
         return self.remake(ctx)
 
     @override
     def remake(self, ctx: Context) -> Tensor:
-        _, _, _, z, bias = ctx.saved
+        _, _, _, z, bias, scale = ctx.saved
         if bias is None:
             result: Tensor = z
             return result
-        return torch.add(z, bias.view(-1, *[1] * self.dimensions), out=empty_like(z))
+        shift, out = self._per_channel(bias), empty_like(z)
+        if scale is None:
+            return torch.add(z, shift, out=out)
+        return torch.addcmul(shift, z, self._per_channel(scale), out=out)
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.view(-1, *[1] * self.dimensions)
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._pad:
             x = functional.pad(x, self._pad)
-        return self._convolve(x, weight, bias, *self._how)
+        return self._convolve(x, _laid_out(weight, x), bias, *self._how)
 
     def kept(self, ctx: Context) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Input, folded weight, z where the rule keeps it, and folded bias."""
-        x, weight, scale, z, bias = ctx.saved
+        """Input, weight, z where the rule keeps it, and folded bias.
+
+        The weight and z are with the scale of the BatchNorm, unless the rule ignores it.
+        """
+        x, weight, scale, z, bias, _ = ctx.saved
         return x, _folded_weight(weight, scale, x), z, bias
 
     def _batch_norm_scale(self, ctx: Context) -> Tensor | None:
@@ -110,12 +126,37 @@ class Convolution(Rule):
         return scale if gamma is None else gamma * scale
 
 
+def _is_factor(scale: Tensor | None, x: Tensor) -> bool:
+    """Whether a scale may be left out of the weights.
+
+    Elsewhere than on a CPU its sign is not known without waiting for the device; a narrow type
+    rounds what is scaled afterwards once more.
+    """
+    return (
+        scale is not None
+        and scale.is_cpu
+        and x.dtype in (torch.float32, torch.float64)
+        and float(scale.amin()) > 0
+    )
+
+
 def _folded_weight(weight: Tensor, scale: Tensor | None, x: Tensor) -> Tensor:
     """The weight with the scale of the BatchNorm after the convolution, laid out as ``x``."""
     if scale is None:
         return weight
     folded = empty_like(weight, memory_format_of(x))
     return torch.mul(weight, scale.view(-1, *[1] * (weight.dim() - 1)), out=folded)
+
+
+def _laid_out(weight: Tensor, x: Tensor) -> Tensor:
+    """The weight in the layout of ``x``, to which the CPU's convolutions copy it.
+
+    They take memory from the system for that, page by page.
+    """
+    layout = memory_format_of(x)
+    if not x.is_cpu or weight.is_contiguous(memory_format=layout):
+        return weight
+    return empty_like(weight, layout).copy_(weight)
 
 
 def _folded_bias(
@@ -126,8 +167,8 @@ def _folded_bias(
         return bias
     _, beta, mean, _ = ctx.operands
     centred: Tensor = -mean if bias is None else bias - mean
-    folded = centred * scale
-    return (folded if beta is None else folded + beta).to(dtype)
+    folded = centred * scale if beta is None else torch.addcmul(beta, centred, scale)
+    return folded.to(dtype)
 
 
 def _padding_pairs(site: Site, dilation: list[int]) -> list[int]:

@@ -19,6 +19,8 @@ Relprop = tuple[Tensor, Tensor, Tensor, Tensor]
 class RapConvolution(Convolution):
     """The uniformly shifted contributions of Eqs. 7-9 of the RAP paper; the bias plays no part."""
 
+    ignores_scale = True
+
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self._variant: Variant = site.settings
