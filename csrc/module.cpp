@@ -12,6 +12,7 @@
 #endif
 
 #include "cpu/simd.h"
+#include "matrix_product.h"
 #include "workspace.h"
 
 namespace {
@@ -73,4 +74,6 @@ PYBIND11_MODULE(_C, m) {
       .def_property_readonly("unused_bytes", &rapkernels::Workspace::unused_bytes);
   m.def("workspace_empty_like", &rapkernels::workspace_empty_like, pybind11::arg("tensor"),
         pybind11::arg("format") = pybind11::none(), "See csrc/workspace.h.");
+  m.def("matrix_product", &rapkernels::matrix_product, pybind11::arg("x"), pybind11::arg("weight"),
+        pybind11::arg("bias") = pybind11::none(), "See csrc/matrix_product.h.");
 }

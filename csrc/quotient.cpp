@@ -84,9 +84,10 @@ Part unsplit_quotient(const Tensor& z, const Tensor& relevance, const OptionalTe
   return part;
 }
 
-Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, Gate form) {
+Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, Gate form,
+           const Tensor& room) {
   const int64_t samples = first.size(0);
-  Gated out{first, empty_statistics(first)};
+  Gated out{room.defined() ? room : first, empty_statistics(first)};
   RAPKERNELS_DISPATCH(x, "gate", [&] {
     device::gate(x.const_data_ptr<scalar_t>(), first.const_data_ptr<scalar_t>(),
                  second ? second->const_data_ptr<scalar_t>() : nullptr,

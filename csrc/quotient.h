@@ -51,8 +51,10 @@ struct Gated {
   Tensor statistics;
 };
 
-// x (N, ...), the gradients (T N, ...); the contribution is written into the memory of `first`.
-Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, Gate form);
+// x (N, ...), the gradients (T N, ...); the contribution is written into the memory of `room`, or
+// where that is undefined of `first`.
+Gated gate(const Tensor& x, const Tensor& first, const OptionalTensor& second, Gate form,
+           const Tensor& room = {});
 
 // Settles what a layer's rule gave, by the `total` of its quotient.
 State settle_by_rule(const Rule& rule, const Tensor& contribution, const Tensor& statistics,

@@ -4,7 +4,6 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +11,7 @@
 
 #include "convolution.h"
 #include "device.h"
+#include "matrix_product.h"
 #include "state.h"
 #include "targets.h"
 
@@ -146,13 +146,8 @@ State relprop_equilibrium_linear(const Tensor& x, const Tensor& weight, const Te
   constexpr auto dense = at::MemoryFormat::Contiguous;
   const Incoming in{operand(x, dense), operand(relevance, dense), psi, scale, dense};
   const Tensor magnitude = operand(weight, dense).abs();
-  const auto product = [](const Tensor& t, const Tensor& by) {
-    auto shape = t.sizes().vec();
-    shape.back() = by.size(1);
-    return at::mm(t.view({-1, t.size(-1)}), by).view(shape);
-  };
-  const Layer layer{[&](const Tensor& t) { return product(t, magnitude.t()); },
-                    [&](const Tensor& t) { return product(t, magnitude); }};
+  const Layer layer{[&](const Tensor& t) { return matrix_product(t, magnitude); },
+                    [&](const Tensor& t) { return matrix_product_transposed(t, magnitude); }};
   return equilibrium(in, layer, std::nullopt, x.scalar_type());
 }
 

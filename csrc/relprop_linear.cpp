@@ -1,5 +1,4 @@
 // The relevance step of a linear layer: RAP's (Eqs. 7-9) and the rules without shift.
-#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
@@ -7,7 +6,6 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <string>
@@ -15,6 +13,7 @@
 
 #include "device.h"
 #include "fused_conv.h"
+#include "matrix_product.h"
 #include "quotient.h"
 #include "relprop_conv.h"
 #include "split_conv.h"
@@ -99,12 +98,8 @@ Gated fused_step(const Incoming& in, const Tensor& weight, Tensor& total) {
 // One matrix product forward and one back.
 Gated unsplit_step(const Incoming& in, const Tensor& w, Tensor& total) {
   const LinearOperator map{
-      [&](const Tensor& x, const Tensor& part) {
-        return at::mm(x.view({in.rows, w.size(1)}), part.t()).view(in.shape(x.size(0), w.size(0)));
-      },
-      [&](const Tensor& s, const Tensor& part) {
-        return at::mm(s.view({in.spread, w.size(0)}), part).view(in.shape(s.size(0), w.size(1)));
-      }};
+      [](const Tensor& x, const Tensor& part) { return matrix_product(x, part); },
+      [](const Tensor& s, const Tensor& part) { return matrix_product_transposed(s, part); }};
   return UnsplitStep(map, in.x, w, in.z, in.outputs, in.nonnegative)(in.relevance, in.psi, total);
 }
 
@@ -166,38 +161,24 @@ Gated even_odd_step(const Incoming& in, const Tensor& w, Tensor& total) {
   const Gated out{workspace_empty(in.shape(in.relevance.size(0), w.size(1)), in.x.options()),
                   empty_statistics(in.relevance)};
   total = per_sample(in.relevance);
-  const auto as_rows = [](const Tensor& t) { return t.view({-1, t.size(-1)}); };
   for (int64_t begin = 0; begin < samples; begin += at_once) {
     const int64_t count = std::min(at_once, samples - begin);
     const Tensor x = in.x.narrow(0, begin, count);
-    const Tensor z = in.z ? in.z->narrow(0, begin, count)
-                          : at::mm(as_rows(x), w.t()).view(in.shape(count, w.size(0)));
-    const Tensor a = at::mm(as_rows(x).abs(), magnitudes.t()).view(z.sizes());
+    const Tensor z = in.z ? in.z->narrow(0, begin, count) : matrix_product(x, w);
+    const Tensor a = matrix_product(x.abs(), magnitudes);
     // All targets of these samples.
     for (int64_t at = begin; at < in.relevance.size(0); at += samples) {
       const auto own = [&](const Tensor& t) { return t.narrow(0, at, count); };
       const Parts s = quotient(z, a, own(in.relevance), narrow_samples(in.psi, at, count),
                                in.outputs, Form::kEvenOdd, Packing::kApart, kDense);
       const Tensor values = own(out.values);
-      Tensor even = as_rows(values);
-      at::mm_out(even, as_rows(s.positive), magnitudes);
-      const Tensor odd = at::mm(as_rows(s.negative), w);
-      own(out.statistics).copy_(gate(x, values, odd, Gate::kEvenOdd).statistics);
+      const Tensor even = matrix_product_transposed(s.positive, magnitudes, values);
+      const Tensor odd = matrix_product_transposed(s.negative, w);
+      own(out.statistics).copy_(gate(x, even, odd, Gate::kEvenOdd, values).statistics);
       own(total).copy_(s.total);
     }
   }
   return out;
-}
-
-// Whether torch multiplies matrices of float32 as they are.
-bool multiplies_exactly() {
-#if TORCH_VERSION_MAJOR > 2 || (TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR >= 10)
-  const auto precision =
-      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
-  return precision == at::Float32Precision::NONE || precision == at::Float32Precision::IEEE;
-#else
-  return at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::HIGHEST;
-#endif
 }
 
 // (N, *, features) as (N, features, 1, rows of a sample), in the same memory where t is dense.

@@ -3,12 +3,11 @@
 // is fused: norms, sums and G in one pass, the contribution and its statistics in another.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/linear.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 
 #include "convolution.h"
 #include "device.h"
+#include "matrix_product.h"
 #include "state.h"
 #include "targets.h"
 #include "workspace.h"
@@ -191,11 +190,9 @@ State relprop_sharing_linear(const Tensor& x, const Tensor& weight, const Option
   const auto shape = [&](int64_t channels) {
     return VectorShape{in.size(0), targets_of(in, incoming), channels, rows, true};
   };
-  const Shared s =
-      share(at::linear(in, w), bias_operand(bias), std::nullopt, incoming, psi, shape(w.size(0)));
-  auto sizes = in.sizes().vec();
-  sizes[0] = incoming.size(0);
-  const Tensor gradient = at::mm(s.gradient.view({-1, w.size(0)}), w).view(sizes);
+  const Shared s = share(matrix_product(in, w), bias_operand(bias), std::nullopt, incoming, psi,
+                         shape(w.size(0)));
+  const Tensor gradient = matrix_product_transposed(s.gradient, w);
   return finish(in, bias ? OptionalTensor(s.share) : std::nullopt, gradient, s.absorbed, scale,
                 shape(w.size(1)), x.scalar_type());
 }

@@ -273,7 +273,8 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
     copies = _WEIGHTS.get(name, 0)
     if name == "relprop_linear" and named["relevance"][..., 0].numel() >= MANY_ROWS:
         by_products = not given.get("nonnegative") and weight.shape[1] >= _SHORT_SUM
-        copies = 1 if by_products else _WEIGHTS["relprop_conv"]
+        # |w|, and where products are convolutions the library's layouts of it.
+        copies = 3 if by_products else _WEIGHTS["relprop_conv"]
     if (
         name in ("relprop_conv", "relprop_linear")
         and copies

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
+from rapkernels import _library
 from rapkernels.graph import Ref
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
@@ -74,11 +75,15 @@ class Linear(Rule):
             ctx.bounds = low, high
         matrix = weight.t() if transposed else weight
         samples_first = x.movedim(self._batch_dim, 0)
-        if not (self.keeps_z and _is_done_by_products(x)):
+        if not _has_many_rows(x):
             ctx.save(samples_first, matrix, None, bias)
             return super().forward(ctx, *args, **kwargs)
         # Of rows that do not follow each other torch makes a product for each sample.
-        z = functional.linear(x.contiguous(), matrix)
+        dense = x.contiguous()
+        if not self.keeps_z:
+            ctx.save(samples_first, matrix, None, bias)
+            return _product(dense, matrix, bias)
+        z = _product(dense, matrix)
         ctx.save(samples_first, matrix, z.movedim(self._batch_dim, 0), bias)
         return z if bias is None else z + bias
 
@@ -97,6 +102,15 @@ class Linear(Rule):
         return [Relevance(moved.flatten(0, 1))]
 
 
-def _is_done_by_products(x: Tensor) -> bool:
-    """Whether ``relprop_linear`` has a use for z: see csrc/relprop_linear.cpp."""
+def _has_many_rows(x: Tensor) -> bool:
+    """Whether ``relprop_linear`` does them by products: see csrc/relprop_linear.cpp."""
     return x.dtype == torch.float32 and not x.is_cuda and x[..., 0].numel() >= MANY_ROWS
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As ``functional.linear``, by what is fastest: see csrc/matrix_product.cpp."""
+    native = _library.native()
+    if native is None or type(x) is not Tensor or not x.is_cpu:
+        return functional.linear(x, weight, bias)
+    result: Tensor = native.matrix_product(x, weight, bias)
+    return result
