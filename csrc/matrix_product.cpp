@@ -1,7 +1,7 @@
 #include "matrix_product.h"
 
 #include <ATen/Context.h>
-#include <ATen/ops/empty.h>
+#include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
@@ -82,11 +82,7 @@ Tensor matrix_product(const Tensor& x, const Tensor& weight, const OptionalTenso
 
 Tensor matrix_product_transposed(const Tensor& s, const Tensor& weight, const Tensor& room) {
   if (is_done_by_convolution(s, weight)) {
-    const Tensor image = as_image(s);
-    // Only its shape is read.
-    const Tensor like = at::empty({1, weight.size(1), image.size(2), 1},
-                                  s.options().memory_format(at::MemoryFormat::ChannelsLast));
-    return from_image(convolve_transposed(image, as_kernel(weight), like, pointwise()), s);
+    return from_image(at::conv_transpose2d(as_image(s), as_kernel(weight)), s);
   }
   if (!room.defined()) return at::matmul(s, weight);
   Tensor out = room.view({-1, room.size(-1)});

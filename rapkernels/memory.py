@@ -230,6 +230,10 @@ _WEIGHTS = {
     "relprop_zbox_linear": 2,
     "relprop_equilibrium_linear": 1,
 }
+# Those whose products of many rows may be convolutions: see csrc/matrix_product.cpp.
+_WITH_ROWS = {"relprop_linear", "relprop_equilibrium_linear", "relprop_sharing_linear"}
+# Of a weight by the library, on the way to its own layout too.
+_LAYOUTS = 2
 # A convolution whose weights are larger than its activations splits them slice by slice.
 _SLICED_WEIGHTS = 3
 # Linear layers of many rows and of sums that are not shorter are done by products with |w| where
@@ -256,8 +260,7 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
     results = [value for value in _tensors(result) if value.dim() > 1]
     if space == "aten" and name in ("convolution", "convolution_backward"):
         weight = named.pop("weight")
-        # Layouts of the library: the weights' on the way to it too.
-        inside = 2 * _bytes(weight)
+        inside = _LAYOUTS * _bytes(weight)
         if memory_format_of(named["input"]) is torch.contiguous_format:
             inside += sum(map(_bytes, (*named.values(), *results)))
         return inside + _windows(named["input"], weight, results, device)
@@ -270,11 +273,15 @@ def _workspace(function: Any, args: Any, result: Any, device: torch.device) -> i
         # Parts of grouped convolutions are not packed, and the library lays out their groups anew.
         factor *= 2
     inside = factor * sum(_bytes(tensor) for tensor in (*named.values(), *results))
+    if name.startswith("relprop_equilibrium"):
+        # Messages and quotients are there at the same time.
+        inside += factor * _bytes(named["relevance"])
     copies = _WEIGHTS.get(name, 0)
-    if name == "relprop_linear" and named["relevance"][..., 0].numel() >= MANY_ROWS:
-        by_products = not given.get("nonnegative") and weight.shape[1] >= _SHORT_SUM
-        # |w|, and where products are convolutions the library's layouts of it.
-        copies = 3 if by_products else _WEIGHTS["relprop_conv"]
+    if name in _WITH_ROWS and named["relevance"][..., 0].numel() >= MANY_ROWS:
+        copies += _LAYOUTS
+        if name == "relprop_linear":
+            by_products = not given.get("nonnegative") and weight.shape[1] >= _SHORT_SUM
+            copies = 1 + _LAYOUTS if by_products else _WEIGHTS["relprop_conv"]
     if (
         name in ("relprop_conv", "relprop_linear")
         and copies

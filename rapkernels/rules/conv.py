@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
+from rapkernels import host
 from rapkernels.fusion import CONVOLUTIONS, batch_norm_operands, is_convolution
 from rapkernels.layouts import memory_format_of
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
@@ -83,24 +84,24 @@ class Convolution(Rule):
         into = scale if after is None else None
         folded = _folded_weight(weight, into, x)
         if not self.keeps_z:
-            ctx.save(x, weight, into, None, bias, after)
+            ctx.save(x, weight, into, None, bias, (None, None))
             return self._run(x, folded, bias)
-        ctx.save(x, weight, into, self._run(x, folded, None), bias, after)
+        affine = self._per_channel(after), self._per_channel(bias)
+        ctx.save(x, weight, into, self._run(x, folded, None), bias, affine)
         return self.remake(ctx)
 
     @override
     def remake(self, ctx: Context) -> Tensor:
-        _, _, _, z, bias, scale = ctx.saved
-        if bias is None:
-            result: Tensor = z
-            return result
-        shift, out = self._per_channel(bias), empty_like(z)
+        z: Tensor = ctx.saved[3]
+        scale, shift = ctx.saved[5]
+        if shift is None:
+            return z
         if scale is None:
-            return torch.add(z, shift, out=out)
-        return torch.addcmul(shift, z, self._per_channel(scale), out=out)
+            return torch.add(z, shift, out=empty_like(z))
+        return torch.addcmul(shift, z, scale, out=empty_like(z))
 
-    def _per_channel(self, values: Tensor) -> Tensor:
-        return values.view(-1, *[1] * self.dimensions)
+    def _per_channel(self, values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.view(-1, *[1] * self.dimensions)
 
     def _run(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self._pad:
@@ -129,12 +130,12 @@ class Convolution(Rule):
 def _is_factor(scale: Tensor | None, x: Tensor) -> bool:
     """Whether a scale may be left out of the weights.
 
-    Elsewhere than on a CPU its sign is not known without waiting for the device; a narrow type
-    rounds what is scaled afterwards once more.
+    Not where its sign is not known without waiting for a device, nor in a narrow type, which rounds
+    what is scaled afterwards once more.
     """
     return (
         scale is not None
-        and scale.is_cpu
+        and host.at_hand(scale)
         and x.dtype in (torch.float32, torch.float64)
         and float(scale.amin()) > 0
     )
@@ -167,8 +168,10 @@ def _folded_bias(
         return bias
     _, beta, mean, _ = ctx.operands
     centred: Tensor = -mean if bias is None else bias - mean
-    folded = centred * scale if beta is None else torch.addcmul(beta, centred, scale)
-    return folded.to(dtype)
+    folded = centred * scale
+    if beta is not None:
+        folded = folded + beta
+    return folded if folded.dtype == dtype else folded.to(dtype)
 
 
 def _padding_pairs(site: Site, dilation: list[int]) -> list[int]:
