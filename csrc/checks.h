@@ -59,16 +59,20 @@ inline void check_targets(const char* op, const char* name, const Tensor& t, con
 }
 
 // A linear layer: x (N, *, I), weight (O, I), relevance (T N, *, O).
-inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
-                         const Tensor& relevance) {
+inline void check_linear(const char* op, const Tensor& x, const Tensor& weight) {
   check_storage(op, "x", x);
   TORCH_CHECK(x.dim() >= 2, op, ": x must have at least 2 dimensions (N, *, I), got ", x.dim());
   check_dim(op, "weight", weight, 2, 2);
   check_like(op, "weight", weight, "x", x);
-  check_like(op, "relevance", relevance, "x", x);
   TORCH_CHECK(x.size(-1) == weight.size(1), op, ": x must have ", weight.size(1),
               " features in its last dimension, as weight ", weight.sizes(), " needs, got ",
               x.sizes());
+}
+
+inline void check_linear(const char* op, const Tensor& x, const Tensor& weight,
+                         const Tensor& relevance) {
+  check_linear(op, x, weight);
+  check_like(op, "relevance", relevance, "x", x);
   auto shape = x.sizes().slice(1).vec();
   shape.back() = weight.size(0);
   check_targets(op, "relevance", relevance, "x", x, shape);

@@ -7,7 +7,9 @@ RAPKERNELS_LIBRARY(RAPKERNELS_NAMESPACE, m) {
   m.def(
       "relprop_linear(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, Tensor? scale, "
       "str rule, bool nonnegative=False, Tensor? bias=None, float[] parameters=[], "
-      "Tensor? z=None) -> (Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? z=None, Tensor? positive=None, Tensor? negative=None) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def("linear_split(Tensor x, Tensor weight, bool nonnegative=False) -> (Tensor, Tensor)");
   m.def(
       "relprop_conv(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
       "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "
@@ -16,7 +18,7 @@ RAPKERNELS_LIBRARY(RAPKERNELS_NAMESPACE, m) {
   m.def(
       "relprop_linear_kernel(Tensor x, Tensor weight, Tensor relevance, Tensor? psi, "
       "Tensor? scale, str rule, bool nonnegative=False, Tensor? bias=None, float[] parameters=[], "
-      "Tensor? z=None) -> str");
+      "Tensor? z=None, Tensor? positive=None, Tensor? negative=None) -> str");
   m.def(
       "relprop_conv_kernel(Tensor x, Tensor weight, Tensor? z, Tensor relevance, Tensor? psi, "
       "Tensor? scale, int[] stride, int[] padding, int[] dilation, int groups, str rule, "

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "device.h"
@@ -42,12 +43,25 @@ constexpr int64_t kShortSum = 64;
 // Outputs whose w+ and |w-| are held at a time.
 constexpr int64_t kSlice = 1024;
 
+int64_t rows_of(const Tensor& t) {
+  int64_t rows = 1;
+  for (int64_t d = 0; d + 1 < t.dim(); ++d) rows *= t.size(d);
+  return rows;
+}
+
+// Z+ and Z- (N, *, outputs), dense.
+struct SplitSums {
+  Tensor positive;
+  Tensor negative;
+};
+
 // x (N, *, inputs) and the relevance of the outputs (T N, *, outputs), dense and of one type.
 struct Incoming {
   Tensor x;
   Tensor relevance;
   OptionalTensor psi;
   OptionalTensor z;
+  std::optional<SplitSums> sums;
   Outputs outputs;
   bool nonnegative;
   int64_t rows;    // of x
@@ -68,22 +82,36 @@ struct Incoming {
   }
 };
 
-// W is split in registers, and its type may be narrower than that of x.
+// W as the kernels that split it in registers take it: its type may be narrower than that of x.
+Tensor as_read(const Tensor& weight) {
+  return runs_cuda_kernels(weight) ? weight.contiguous() : accumulated(weight, kDense);
+}
+
+// x dense in the type that is computed in, `weight` by as_read().
+SplitSums split_sums(const Tensor& x, const Tensor& weight, bool nonnegative) {
+  auto shape = x.sizes().vec();
+  shape.back() = weight.size(0);
+  if (x.numel() == 0 || weight.numel() == 0) {
+    return {at::zeros(shape, x.options()), at::zeros(shape, x.options())};
+  }
+  const SplitSums sums{at::empty(shape, x.options()), at::empty(shape, x.options())};
+  RAPKERNELS_DISPATCH_ACCUMULATED(x, kOp, [&] {
+    device::linear_split(
+        x.const_data_ptr<scalar_t>(), weight.const_data_ptr(), storage_of(weight.scalar_type()),
+        sums.positive.mutable_data_ptr<scalar_t>(), sums.negative.mutable_data_ptr<scalar_t>(),
+        rows_of(x), weight.size(1), weight.size(0), nonnegative);
+  });
+  return sums;
+}
+
 Gated fused_step(const Incoming& in, const Tensor& weight, Tensor& total) {
-  const Tensor w = runs_cuda_kernels(weight) ? weight.contiguous() : accumulated(weight, kDense);
+  const Tensor w = as_read(weight);
   const int64_t inputs = w.size(1);
   const int64_t outputs = w.size(0);
   const Storage storage = storage_of(w.scalar_type());
-  Tensor positive = at::empty({in.rows, outputs}, in.x.options());
-  Tensor negative = at::empty_like(positive);
+  const SplitSums sums = in.sums ? *in.sums : split_sums(in.x, w, in.nonnegative);
   Tensor contribution = workspace_empty(in.shape(in.relevance.size(0), inputs), in.x.options());
-  RAPKERNELS_DISPATCH_ACCUMULATED(in.x, kOp, [&] {
-    device::linear_split(in.x.const_data_ptr<scalar_t>(), w.const_data_ptr(), storage,
-                         positive.mutable_data_ptr<scalar_t>(),
-                         negative.mutable_data_ptr<scalar_t>(), in.rows, inputs, outputs,
-                         in.nonnegative);
-  });
-  const Parts s = in.quotient(positive, negative);
+  const Parts s = in.quotient(sums.positive, sums.negative);
   total = s.total;
   RAPKERNELS_DISPATCH_ACCUMULATED(in.x, kOp, [&] {
     device::linear_contribution(in.x.const_data_ptr<scalar_t>(), w.const_data_ptr(), storage,
@@ -121,19 +149,23 @@ void for_each_slice(const Tensor& w, const Body& body) {
 // For x >= 0 half of the products fall away.
 Gated product_step(const Incoming& in, const Tensor& w, Tensor& total) {
   const Tensor x = in.x.view({in.rows, w.size(1)});
-  const Tensor up = in.nonnegative ? x : x.clamp_min(0);
-  const Tensor down = in.nonnegative ? Tensor() : x.neg().clamp_min_(0);
-  const Tensor positive = at::empty({x.size(0), w.size(0)}, x.options());
-  const Tensor negative = at::empty_like(positive);
-  for_each_slice(w, [&](int64_t begin, const Tensor& plus, const Tensor& minus) {
-    const auto sum = [&](const Tensor& of_positive, const Tensor& of_negative) {
-      const Tensor sum = at::mm(up, of_positive.t());
-      return in.nonnegative ? sum : sum.addmm_(down, of_negative.t());
-    };
-    positive.narrow(1, begin, plus.size(0)).copy_(sum(plus, minus));
-    negative.narrow(1, begin, plus.size(0)).copy_(sum(minus, plus));
-  });
-  const Parts s = in.quotient(positive, negative);
+  const auto sums_by_products = [&] {
+    const Tensor up = in.nonnegative ? x : x.clamp_min(0);
+    const Tensor down = in.nonnegative ? Tensor() : x.neg().clamp_min_(0);
+    const SplitSums sums{at::empty({x.size(0), w.size(0)}, x.options()),
+                         at::empty({x.size(0), w.size(0)}, x.options())};
+    for_each_slice(w, [&](int64_t begin, const Tensor& plus, const Tensor& minus) {
+      const auto sum = [&](const Tensor& of_positive, const Tensor& of_negative) {
+        const Tensor sum = at::mm(up, of_positive.t());
+        return in.nonnegative ? sum : sum.addmm_(down, of_negative.t());
+      };
+      sums.positive.narrow(1, begin, plus.size(0)).copy_(sum(plus, minus));
+      sums.negative.narrow(1, begin, plus.size(0)).copy_(sum(minus, plus));
+    });
+    return sums;
+  };
+  const SplitSums sums = in.sums ? *in.sums : sums_by_products();
+  const Parts s = in.quotient(sums.positive, sums.negative);
   total = s.total;
   const Tensor s_plus = s.positive.view({in.spread, w.size(0)});
   const Tensor s_minus = s.negative.view({in.spread, w.size(0)});
@@ -226,12 +258,6 @@ bool is_fused(const Tensor& x, const Tensor& weight, const Tensor& relevance, co
                         pointwise(), rule);
 }
 
-int64_t rows_of(const Tensor& t) {
-  int64_t rows = 1;
-  for (int64_t d = 0; d + 1 < t.dim(); ++d) rows *= t.size(d);
-  return rows;
-}
-
 // How a layer is done.
 enum class Way {
   kPointwise,  // as a convolution of size 1 by kernels of our own
@@ -257,16 +283,24 @@ Way way_of(const Tensor& x, const Tensor& weight, const Tensor& relevance, const
 State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                      OptionalTensor psi, OptionalTensor scale, std::string_view rule,
                      bool nonnegative, const OptionalTensor& bias, at::ArrayRef<double> parameters,
-                     const OptionalTensor& z) {
+                     const OptionalTensor& z, const OptionalTensor& positive,
+                     const OptionalTensor& negative) {
   check_linear(kOp, x, weight, relevance);
   check_per_sample(kOp, "psi", psi, relevance);
   check_per_sample(kOp, "scale", scale, relevance);
-  if (z) {
+  const auto check_sums = [&](const char* name, const OptionalTensor& sums) {
+    if (!sums) return;
     auto shape = relevance.sizes().vec();
     shape[0] = x.size(0);
-    check_like(kOp, "z", *z, "x", x);
-    check_shape(kOp, "z", *z, shape);
-  }
+    check_like(kOp, name, *sums, "x", x);
+    check_shape(kOp, name, *sums, shape);
+  };
+  check_sums("z", z);
+  check_sums("positive", positive);
+  check_sums("negative", negative);
+  TORCH_CHECK(positive.has_value() == negative.has_value(), kOp,
+              ": positive and negative must be given together, got ",
+              positive ? "positive" : "negative", " alone");
   const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
 
   const Way way = way_of(x, weight, relevance, parsed, nonnegative);
@@ -281,11 +315,15 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   };
   Outputs outputs{parsed, std::nullopt, {weight.size(0), 1}};
   if (bias && !parsed.shifts()) outputs.bias = own(*bias);
-  // Rounded to a narrow storage type z is too coarse to be subtracted from.
+  // Rounded to a narrow storage type they are too coarse to be subtracted from, and as divisors.
   OptionalTensor known;
   if (z && working_type(x) == x.scalar_type()) known = own(*z);
-  const Incoming in{own(x),  own(relevance), psi,        known,
-                    outputs, nonnegative,    rows_of(x), rows_of(relevance)};
+  std::optional<SplitSums> sums;
+  if (positive && accumulate_type(x.scalar_type()) == x.scalar_type()) {
+    sums = {own(*positive), own(*negative)};
+  }
+  const Incoming in{own(x),     own(relevance),    psi, known, sums, outputs, nonnegative,
+                    rows_of(x), rows_of(relevance)};
 
   Tensor total;
   Gated gated;
@@ -301,12 +339,26 @@ State relprop_linear(const Tensor& x, const Tensor& weight, const Tensor& releva
   return settle_by_rule(parsed, gated.values, gated.statistics, total, scale, x.scalar_type());
 }
 
+std::tuple<Tensor, Tensor> linear_split(const Tensor& x, const Tensor& weight, bool nonnegative) {
+  constexpr const char* op = "linear_split";
+  check_linear(op, x, weight);
+  const SplitSums sums = split_sums(accumulated(x, kDense), as_read(weight), nonnegative);
+  // Sums that overflow are finite in their type, too. The kernels leave no number on the other side
+  // of a message that does.
+  const double largest = largest_value(x.scalar_type());
+  const auto result = [&](const Tensor& sum) {
+    return sum.nan_to_num_(0, largest).clamp_max_(largest).to(x.scalar_type());
+  };
+  return {result(sums.positive), result(sums.negative)};
+}
+
 // What would do the products of its step: "linear", the file of kernels of our own, "library", or
 // what relprop_conv_kernel says.
 std::string relprop_linear_kernel(const Tensor& x, const Tensor& weight, const Tensor& relevance,
                                   const OptionalTensor&, const OptionalTensor&,
                                   std::string_view rule, bool nonnegative,
                                   const OptionalTensor& bias, at::ArrayRef<double> parameters,
+                                  const OptionalTensor&, const OptionalTensor&,
                                   const OptionalTensor&) {
   check_linear(kOp, x, weight, relevance);
   const Rule parsed = parse_rule(kOp, rule, parameters, bias, weight);
@@ -327,7 +379,10 @@ std::string relprop_linear_kernel(const Tensor& x, const Tensor& weight, const T
 
 }  // namespace
 
-RAPKERNELS_REGISTER(m) { m.impl("relprop_linear", &relprop_linear); }
+RAPKERNELS_REGISTER(m) {
+  m.impl("relprop_linear", &relprop_linear);
+  m.impl("linear_split", &linear_split);
+}
 
 RAPKERNELS_REGISTER_FOR_ALL(m) { m.impl("relprop_linear_kernel", &relprop_linear_kernel); }
 

@@ -87,10 +87,16 @@ def _gate(x: Tensor, gradient: Tensor, *_: Any) -> tuple[Tensor, ...]:
     return _of_targets(x, gradient), _per_sample(gradient), _per_sample(gradient)
 
 
+def _linear_split(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    shape = *x.shape[:-1], weight.shape[0]
+    return x.new_empty(shape), x.new_empty(shape)
+
+
 _OTHERS: dict[str, Callable[..., Any]] = {
     "relprop_add": _add,
     "merge": _merge,
     "apply_shift": _apply_shift,
     "split_quotient": _split_quotient,
     "gate": _gate,
+    "linear_split": _linear_split,
 }

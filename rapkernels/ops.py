@@ -22,6 +22,7 @@ from rapkernels.reference._checks import expand
 __all__ = [
     "apply_shift",
     "gate",
+    "linear_split",
     "merge",
     "relprop_adaptive_avg_pool",
     "relprop_adaptive_max_pool",
@@ -73,11 +74,31 @@ def relprop_linear(
     bias: Tensor | None = None,
     parameters: Sequence[float] = (),
     z: Tensor | None = None,
+    positive: Tensor | None = None,
+    negative: Tensor | None = None,
 ) -> Relprop:
     """See :func:`rapkernels.reference.relprop_linear`."""
     result: Relprop = _registered.relprop_linear(
-        x, weight, relevance, psi, scale, rule, nonnegative, bias, parameters, z
+        x,
+        weight,
+        relevance,
+        psi,
+        scale,
+        rule,
+        nonnegative,
+        bias,
+        parameters,
+        z,
+        positive,
+        negative,
     )
+    return result
+
+
+@_native
+def linear_split(x: Tensor, weight: Tensor, nonnegative: bool = False) -> tuple[Tensor, Tensor]:
+    """See :func:`rapkernels.reference.linear_split`."""
+    result: tuple[Tensor, Tensor] = _registered.linear_split(x, weight, nonnegative)
     return result
 
 

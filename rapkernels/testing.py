@@ -60,7 +60,11 @@ Arguments = tuple[Any, ...]
 def _linear(s: Sampler) -> Arguments:
     x, weight = s.activation(s.batch, 5, 17), s.normal(9, 17)
     state = s.relevance(s.batch, 5, 9), *s.pending()
-    return x, weight, *state, "rap", not s.signed, s.normal(9), [], None
+    return x, weight, *state, "rap", not s.signed, s.normal(9), [], None, None, None
+
+
+def _linear_split(s: Sampler) -> Arguments:
+    return s.activation(s.batch, 5, 17), s.normal(9, 17), not s.signed
 
 
 def _conv(s: Sampler) -> Arguments:
@@ -192,6 +196,7 @@ SAMPLES: dict[str, Callable[[Sampler], Arguments]] = {
     "apply_shift": _apply_shift,
     "split_quotient": _split_quotient,
     "gate": _gate,
+    "linear_split": _linear_split,
 }
 
 
@@ -333,7 +338,7 @@ def states(name: str, result: Any) -> list[Relevance]:
         return [Relevance(result[0], None, result[1])]
     if name == "apply_shift":
         return [Relevance(result)]
-    if name == "split_quotient":
+    if name in ("split_quotient", "linear_split"):
         return [Relevance(result[0]), Relevance(result[1])]
     return [Relevance(*result[:3])]
 

@@ -58,6 +58,10 @@ CASES = [
         (4, zeros(3, 1), f"scale must have shape [3], {ONE_EACH} [3, 1]"),
         (5, "lrp", RULE),
         (5, "epsilon", "parameters must be (epsilon) for rule 'epsilon', got 0 entries"),
+        (10, zeros(3, 5, 9), "positive and negative must be given together, got positive alone"),
+        (11, zeros(3, 5, 9), "positive and negative must be given together, got negative alone"),
+        (10, zeros(3, 5, 8), "positive must have shape [3, 5, 9], got [3, 5, 8]"),
+        (11, zeros(3, 5, 9, dtype=torch.float32), f"negative {LIKE_X}"),
         (7, zeros(8), "bias must have shape [9], got [8]"),
         (7, zeros(9, 1), "bias must have shape [9], got [9, 1]"),
         (7, zeros(9, dtype=torch.float32), f"bias {LIKE_X}"),
@@ -384,6 +388,19 @@ CASES = [
         (2, zeros(4, 4, 5, 3), f"relevance {MULTIPLE} z, got [4, 4, 5, 3]"),
         (3, zeros(2), f"psi must have shape [3], {ONE_EACH} [2]"),
         (4, "lrp", RAP_RULE),
+    ),
+    *rows(
+        "linear_split",  # x (3, 5, 17), weight (9, 17)
+        (0, zeros(3, 5, 17, dtype=torch.int64), f"x {STORAGE} Long"),
+        (0, zeros(17), "x must have at least 2 dimensions (N, *, I), got 1"),
+        (
+            0,
+            zeros(3, 5, 16),
+            "x must have 17 features in its last dimension, as weight [9, 17] needs, "
+            "got [3, 5, 16]",
+        ),
+        (1, zeros(9, 17, 1), "weight must have 2 dimensions, got 3"),
+        (1, zeros(9, 17, dtype=torch.float32), f"weight {LIKE_X}"),
     ),
     *rows(
         "gate",  # (3, 4, 5, 3)

@@ -6,7 +6,13 @@ kept apart (the split form), nothing is fused. float16 and bfloat16 are computed
 Equation numbers are those of Nam et al., "Relative Attributing Propagation", AAAI 2020.
 """
 
-from rapkernels.reference._contribution import gate, relprop_conv, relprop_linear, split_quotient
+from rapkernels.reference._contribution import (
+    gate,
+    linear_split,
+    relprop_conv,
+    relprop_linear,
+    split_quotient,
+)
 from rapkernels.reference._equilibrium import relprop_equilibrium_conv, relprop_equilibrium_linear
 from rapkernels.reference._first_step import relprop_first_linear
 from rapkernels.reference._input_layer import relprop_zbox_conv, relprop_zbox_linear
@@ -26,6 +32,7 @@ from rapkernels.reference._sharing import (
 __all__ = [
     "apply_shift",
     "gate",
+    "linear_split",
     "merge",
     "relprop_adaptive_avg_pool",
     "relprop_adaptive_max_pool",

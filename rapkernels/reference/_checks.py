@@ -130,18 +130,19 @@ def check_targets(
     )
 
 
-def check_linear(op: str, x: Tensor, weight: Tensor, relevance: Tensor) -> None:
+def check_linear(op: str, x: Tensor, weight: Tensor, relevance: Tensor | None = None) -> None:
     check_storage(op, "x", x)
     require(x.dim() >= 2, f"{op}: x must have at least 2 dimensions (N, *, I), got {x.dim()}")
     check_dim(op, "weight", weight, 2, 2)
     check_like(op, "weight", weight, "x", x)
-    check_like(op, "relevance", relevance, "x", x)
     require(
         x.shape[-1] == weight.shape[1],
         f"{op}: x must have {weight.shape[1]} features in its last dimension, as weight "
         f"{_shape(weight)} needs, got {_shape(x)}",
     )
-    check_targets(op, "relevance", relevance, "x", x, [*x.shape[1:-1], weight.shape[0]])
+    if relevance is not None:
+        check_like(op, "relevance", relevance, "x", x)
+        check_targets(op, "relevance", relevance, "x", x, [*x.shape[1:-1], weight.shape[0]])
 
 
 def check_stabilizer(op: str, value: float) -> None:

@@ -16,6 +16,7 @@ from rapkernels.reference._checks import (
     check_samples,
     check_shape,
     check_targets,
+    require,
 )
 from rapkernels.reference._convolution import ConvMap, LinearMap, conv_map
 from rapkernels.reference._scalar_rules import (
@@ -38,6 +39,19 @@ from rapkernels.reference._targets import for_each_target
 from rapkernels.relevance import saturate
 
 
+def _parts(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    return tensor.clamp(min=0), (-tensor).clamp(min=0)
+
+
+def _split_sums(layer: LinearMap | ConvMap, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Z+ and Z-: messages are signed by x w, those of x- change sides."""
+    (w_pos, w_neg), (x_pos, x_neg) = _parts(weight), _parts(x)
+    return (
+        layer.forward(x_pos, w_pos) + layer.forward(x_neg, w_neg),
+        layer.forward(x_pos, w_neg) + layer.forward(x_neg, w_pos),
+    )
+
+
 def _propagate(
     layer: LinearMap | ConvMap,
     x: Tensor,
@@ -52,11 +66,8 @@ def _propagate(
     dtype, incoming = x.dtype, read(relevance, psi)
     x, weight = accumulate(x), accumulate(weight)
     offset = weight.new_zeros(weight.shape[0]) if bias is None else accumulate(bias)
-    w_pos, w_neg = weight.clamp(min=0), (-weight).clamp(min=0)
-    x_pos, x_neg = x.clamp(min=0), (-x).clamp(min=0)
-    # Messages are signed by x w: those of x- change sides.
-    z_pos = layer.forward(x_pos, w_pos) + layer.forward(x_neg, w_neg)
-    z_neg = layer.forward(x_pos, w_neg) + layer.forward(x_neg, w_pos)
+    (w_pos, w_neg), (x_pos, x_neg) = _parts(weight), _parts(x)
+    z_pos, z_neg = _split_sums(layer, x, weight)
     x_pos, x_neg, z_pos, z_neg = (
         for_each_target(tensor, relevance) for tensor in (x_pos, x_neg, z_pos, z_neg)
     )
@@ -81,6 +92,8 @@ def relprop_linear(
     bias: Tensor | None = None,
     parameters: Sequence[float] = (),
     z: Tensor | None = None,
+    positive: Tensor | None = None,
+    negative: Tensor | None = None,
 ) -> Relprop:
     """Propagate relevance through ``x weight^T``: RAP (Eqs. 7-9 of the RAP paper) or an LRP rule.
 
@@ -130,6 +143,9 @@ def relprop_linear(
         parameters: those of the rule, finite and at least 0.
         z: ``(N, *, O)``, ``x weight^T`` without bias, in the dtype of ``x``, where it is at hand
             already, or None.
+        positive: ``(N, *, O)``, ``Z+`` as :func:`linear_split` returns it, where it is at hand
+            already, or None.
+        negative: likewise ``Z-``; both or none.
 
     Returns:
         ``(values, psi, scale, absorbed)``: values ``(T N, *, I)``, the rest ``(T N,)`` float64.
@@ -143,11 +159,44 @@ def relprop_linear(
     op = "relprop_linear"
     check_linear(op, x, weight, relevance)
     check_pending(op, psi, scale, relevance)
-    if z is not None:
-        check_like(op, "z", z, "x", x)
-        check_shape(op, "z", z, [x.shape[0], *relevance.shape[1:]])
+    for name, sums in (("z", z), ("positive", positive), ("negative", negative)):
+        if sums is not None:
+            check_like(op, name, sums, "x", x)
+            check_shape(op, name, sums, [x.shape[0], *relevance.shape[1:]])
+    require(
+        (positive is None) == (negative is None),
+        f"{op}: positive and negative must be given together, got "
+        f"{'negative' if positive is None else 'positive'} alone",
+    )
     check_rule(op, rule, parameters, bias, weight)
     return _propagate(LinearMap(), x, weight, relevance, psi, scale, rule, bias, parameters)
+
+
+def linear_split(
+    x: Tensor,
+    weight: Tensor,
+    nonnegative: bool = False,  # noqa: ARG001
+) -> tuple[Tensor, Tensor]:
+    """The sums ``Z+`` and ``Z-`` of :func:`relprop_linear`.
+
+    For each output of ``x weight^T`` the sum of its positive messages, and the magnitude of that of
+    the negative ones (Eq. 7); their difference is the output.
+
+    Args:
+        x: ``(N, *, I)``, the layer's input, float64, float32, bfloat16 or float16.
+        weight: ``(O, I)``, in the dtype of ``x``.
+        nonnegative: the caller's promise that no entry of ``x`` is negative, which saves work.
+
+    Returns:
+        ``(positive, negative)``, each ``(N, *, O)`` in the dtype of ``x`` (its largest number where
+        they overflow; the native kernels may return 0 for the other sum of such an output).
+
+    Raises:
+        RuntimeError: a shape or dtype does not fit.
+    """
+    check_linear("linear_split", x, weight)
+    z_pos, z_neg = _split_sums(LinearMap(), accumulate(x), accumulate(weight))
+    return saturate(z_pos, x.dtype), saturate(z_neg, x.dtype)
 
 
 def relprop_conv(

@@ -33,7 +33,7 @@ class EquilibriumLinear(Linear):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, _, _ = ctx.saved
+        x, weight, *_ = ctx.saved
         return ctx.settle(*ctx.ops.relprop_equilibrium_linear(x, weight, *relevance))
 
 

@@ -33,7 +33,7 @@ class ZBoxLinear(Linear):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, _, _ = ctx.saved
+        x, weight, *_ = ctx.saved
         low, high = bounds_of(ctx, x)
         return ctx.settle(*ctx.ops.relprop_zbox_linear(x, weight, low, high, *relevance))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from rapkernels import _library
+from rapkernels import _library, reference
 from rapkernels.graph import Ref
 from rapkernels.relevance import Relevance
 from rapkernels.rules.base import Context, NoRuleError, Rule, Site
@@ -34,9 +34,11 @@ class Linear(Rule):
 
     Attributes:
         keeps_z: whether the backward is faster where it has the layer without bias.
+        keeps_sums: whether the backward of few rows is faster where it has Z+ and Z-.
     """
 
     keeps_z: bool = False
+    keeps_sums: bool = False
 
     family: ClassVar[str] = "linear"
     fresh = True
@@ -76,15 +78,24 @@ class Linear(Rule):
         matrix = weight.t() if transposed else weight
         samples_first = x.movedim(self._batch_dim, 0)
         if not _has_many_rows(x):
-            ctx.save(samples_first, matrix, None, bias)
+            if self.keeps_sums and not transposed and _reads_weights_once(ctx, x):
+                return self._from_sums(ctx, samples_first, matrix, bias)
+            ctx.save(samples_first, matrix, None, bias, None)
             return super().forward(ctx, *args, **kwargs)
         # Of rows that do not follow each other torch makes a product for each sample.
         dense = x.contiguous()
         if not self.keeps_z:
-            ctx.save(samples_first, matrix, None, bias)
+            ctx.save(samples_first, matrix, None, bias, None)
             return _product(dense, matrix, bias)
         z = _product(dense, matrix)
-        ctx.save(samples_first, matrix, z.movedim(self._batch_dim, 0), bias)
+        ctx.save(samples_first, matrix, z.movedim(self._batch_dim, 0), bias, None)
+        return z if bias is None else z + bias
+
+    def _from_sums(self, ctx: Context, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The value as Z+ - Z-, which are kept: each way then reads the weights once."""
+        positive, negative = ctx.ops.linear_split(x, weight, self.nonnegative)
+        ctx.save(x, weight, None, bias, (positive, negative))
+        z: Tensor = (positive - negative).movedim(0, self._batch_dim)
         return z if bias is None else z + bias
 
     @override
@@ -105,6 +116,11 @@ class Linear(Rule):
 def _has_many_rows(x: Tensor) -> bool:
     """Whether ``relprop_linear`` does them by products: see csrc/relprop_linear.cpp."""
     return x.dtype == torch.float32 and not x.is_cuda and x[..., 0].numel() >= MANY_ROWS
+
+
+def _reads_weights_once(ctx: Context, x: Tensor) -> bool:
+    """Whether the native CPU kernels, which do, sum as exactly as the layer does."""
+    return ctx.ops is not reference and x.is_cpu and x.dtype in (torch.float32, torch.float64)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

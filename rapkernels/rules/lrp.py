@@ -84,12 +84,14 @@ class LrpLinear(Linear):
     def __init__(self, site: Site) -> None:
         self._rule = _rule_of(site)
         self.name = self._rule.name
-        self.keeps_z = isinstance(self._rule, Contributions)
+        rule = self._rule
+        self.keeps_z = isinstance(rule, Contributions)
+        self.keeps_sums = isinstance(rule, Contributions) and rule.operation != "epsilon"
         super().__init__(site)
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, z, bias = ctx.saved
+        x, weight, z, bias, sums = ctx.saved
         rule = self._rule
         if isinstance(rule, ZBox):
             low, high = _bounds(rule, ctx, x)
@@ -120,6 +122,7 @@ class LrpLinear(Linear):
                 bias if rule.bias else None,
                 rule.parameters,
                 z,
+                *(sums or ()),
             )
         )
 

@@ -58,11 +58,13 @@ class RapLinear(Linear):
         super().__init__(site)
         self._variant: Variant = site.settings
         self.name = self._variant.linear
+        self._signed = self._variant.split_signed and not self.nonnegative
+        self.keeps_sums = not self._signed
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, z, _ = ctx.saved
-        signed = self._variant.split_signed and not self.nonnegative
+        x, weight, z, _, sums = ctx.saved
+        positive, negative = sums or (None, None)
 
         def propagate(x: Tensor) -> Relprop:
             result: Relprop = ctx.ops.relprop_linear(
@@ -70,12 +72,14 @@ class RapLinear(Linear):
                 weight,
                 *relevance,
                 self._variant.linear,
-                signed or self.nonnegative,
-                z=None if signed else z,
+                self._signed or self.nonnegative,
+                z=None if self._signed else z,
+                positive=positive,
+                negative=negative,
             )
             return result
 
-        if signed:
+        if self._signed:
             return ctx.settle(*relprop_signed_author(propagate, x, ctx.ops.merge))
         return ctx.settle(*propagate(x))
 
@@ -91,11 +95,12 @@ class FirstLinear(RapLinear):
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)
+        self.keeps_sums = False
         self.name = f"first_{self._variant.first_step}"
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, _, bias = ctx.saved
+        x, weight, _, bias, _ = ctx.saved
         if ctx.one_hot:
             # One entry of each sample; on the way from the output it has been moved, not mixed.
             start = ctx.materialise(relevance)

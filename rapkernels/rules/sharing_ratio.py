@@ -36,7 +36,7 @@ class SharingLinear(Linear):
 
     @override
     def backward(self, ctx: Context, relevance: Relevance) -> Relevance:
-        x, weight, _, bias = ctx.saved
+        x, weight, _, bias, _ = ctx.saved
         return ctx.settle(*ctx.ops.relprop_sharing_linear(x, weight, bias, *relevance))
 
 
@@ -57,7 +57,7 @@ class SharingPositions(Linear):
     @override
     def forward(self, ctx: Context, *args: Any, **kwargs: Any) -> Tensor:
         result = super().forward(ctx, *args, **kwargs)
-        x, weight, _, bias = ctx.saved
+        x, weight, _, bias, _ = ctx.saved
         # Vectors are found in the value as it is, also where tokens come before samples.
         ctx.save(x.movedim(0, self._batch_dim), weight, bias, result)
         return result
