@@ -20,7 +20,10 @@ from rapkernels.testing import Sampler
 from tests.explainers import explainer
 from tests.networks import seeded
 
-PRODUCTS = {"aten::convolution_backward", "aten::mm", "aten::mm_out", "aten::addmm_"}
+PRODUCTS = {
+    *("aten::convolution_backward", "aten::conv_transpose2d"),
+    *("aten::mm", "aten::mm_out", "aten::addmm_"),
+}
 
 
 def products_of_the_library(call: Callable[[], Any]) -> int:
