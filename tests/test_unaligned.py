@@ -64,6 +64,7 @@ def even(name: str, s: Sampler) -> Arguments:
         "apply_shift": lambda: (incoming, psi, scale),
         "split_quotient": lambda: (other, other.abs() + image.abs(), incoming, psi, "rap"),
         "gate": lambda: (image, other, psi, scale),
+        "linear_split": lambda: (x, weight, not s.signed),
     }
     return arguments[name]()
 
