@@ -29,11 +29,11 @@ bool allows_tf32() {
 }
 
 // torch's convolution with torch's settings, but for one: the same input gives the same bits.
-Tensor convolution(const Tensor& x, const Tensor& weight, const OptionalTensor& bias,
-                   const ConvShape& conv, bool transposed, at::IntArrayRef output_padding) {
+Tensor convolution(const Tensor& x, const Tensor& weight, const ConvShape& conv, bool transposed,
+                   at::IntArrayRef output_padding) {
   const at::Context& context = at::globalContext();
-  return at::_convolution(x, weight, bias, conv.stride, conv.padding, conv.dilation, transposed,
-                          output_padding, conv.groups, context.benchmarkCuDNN(),
+  return at::_convolution(x, weight, std::nullopt, conv.stride, conv.padding, conv.dilation,
+                          transposed, output_padding, conv.groups, context.benchmarkCuDNN(),
                           /*deterministic=*/true, context.userEnabledCuDNN(), allows_tf32())
       .contiguous(conv.format);
 }
@@ -103,10 +103,9 @@ bool is_full_precision(const Tensor& x) {
   return !(runs_cuda_kernels(x) && x.scalar_type() == at::kFloat && allows_tf32());
 }
 
-Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv,
-                const OptionalTensor& bias) {
+Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv) {
   const std::vector<int64_t> none(conv.stride.size(), 0);
-  return convolution(x, weight, bias, conv, /*transposed=*/false, none);
+  return convolution(x, weight, conv, /*transposed=*/false, none);
 }
 
 Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& x,
@@ -120,7 +119,7 @@ Tensor convolve_transposed(const Tensor& s, const Tensor& weight, const Tensor& 
       rest.push_back(x.size(dim) + 2 * conv.padding[d] - reach -
                      (s.size(dim) - 1) * conv.stride[d]);
     }
-    return convolution(s, weight, std::nullopt, conv, /*transposed=*/true, rest);
+    return convolution(s, weight, conv, /*transposed=*/true, rest);
   }
   const std::vector<int64_t> none(conv.stride.size(), 0);
   // Only its shape is read; with several targets s has more samples than x.

@@ -29,9 +29,8 @@ ConvShape check_convolution(const char* op, const Tensor& x, const Tensor& weigh
 Tensor pad_unequal(const Tensor& x, const ConvShape& conv);
 Tensor crop_unequal(const Tensor& x, const ConvShape& conv);
 
-// C_W(x), plus bias (outputs).
-Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv,
-                const OptionalTensor& bias = std::nullopt);
+// C_W(x), no bias.
+Tensor convolve(const Tensor& x, const Tensor& weight, const ConvShape& conv);
 
 // Whether a convolution of x keeps the precision of its type: not where torch allows TF32.
 bool is_full_precision(const Tensor& x);

@@ -1,13 +1,13 @@
 #include "matrix_product.h"
 
 #include <ATen/Context.h>
+#include <ATen/ops/conv2d.h>
 #include <ATen/ops/conv_transpose2d.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/matmul.h>
 #include <ATen/ops/mm.h>
 #include <torch/version.h>
 
-#include "convolution.h"
 #include "device.h"
 
 namespace rapkernels {
@@ -61,10 +61,6 @@ Tensor from_image(const Tensor& image, const Tensor& like) {
   return image.permute({0, 2, 3, 1}).reshape(shape);
 }
 
-ConvShape pointwise() {
-  return {at::MemoryFormat::ChannelsLast, {1, 1}, {0, 0}, {1, 1}, 1, {0, 0}, {0, 0}};
-}
-
 }  // namespace
 
 bool multiplies_exactly() {
@@ -77,7 +73,7 @@ bool multiplies_exactly() {
 
 Tensor matrix_product(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) {
   if (!is_done_by_convolution(x, weight)) return at::linear(x, weight, bias);
-  return from_image(convolve(as_image(x), as_kernel(weight), pointwise(), bias), x);
+  return from_image(at::conv2d(as_image(x), as_kernel(weight), bias), x);
 }
 
 Tensor matrix_product_transposed(const Tensor& s, const Tensor& weight, const Tensor& room) {

@@ -35,19 +35,22 @@ RAP_RULE = "rule must be 'rap' or 'rap_conv', got 'lrp'"
 RULE = "rule must be 'rap', 'rap_conv', 'absolute', 'epsilon', 'gamma' or 'alpha_beta', got 'lrp'"
 SHARE = "rule must be 'absolute', 'ratio' or 'positive', got 'lrp'"
 
+# x (3, 5, 17), weight (9, 17)
+LINEAR: list[tuple[int, Any, str]] = [
+    (0, zeros(3, 5, 17, dtype=torch.int64), f"x {STORAGE} Long"),
+    (0, zeros(17), "x must have at least 2 dimensions (N, *, I), got 1"),
+    (
+        0,
+        zeros(3, 5, 16),
+        "x must have 17 features in its last dimension, as weight [9, 17] needs, got [3, 5, 16]",
+    ),
+    (1, zeros(9, 17, 1), "weight must have 2 dimensions, got 3"),
+    (1, zeros(9, 17, dtype=torch.float32), f"weight {LIKE_X}"),
+]
 CASES = [
     *rows(
         "relprop_linear",  # x (3, 5, 17), weight (9, 17), relevance (3, 5, 9)
-        (0, zeros(3, 5, 17, dtype=torch.int64), f"x {STORAGE} Long"),
-        (0, zeros(17), "x must have at least 2 dimensions (N, *, I), got 1"),
-        (
-            0,
-            zeros(3, 5, 16),
-            "x must have 17 features in its last dimension, as weight [9, 17] needs, "
-            "got [3, 5, 16]",
-        ),
-        (1, zeros(9, 17, 1), "weight must have 2 dimensions, got 3"),
-        (1, zeros(9, 17, dtype=torch.float32), f"weight {LIKE_X}"),
+        *LINEAR,
         (2, zeros(3, 5, 9, dtype=torch.float32), f"relevance {LIKE_X}"),
         (2, zeros(3, 5, 8), "relevance must have shape [3, 5, 9], got [3, 5, 8]"),
         (2, zeros(4, 5, 9), f"relevance {MULTIPLE} x, got [4, 5, 9]"),
@@ -391,16 +394,7 @@ CASES = [
     ),
     *rows(
         "linear_split",  # x (3, 5, 17), weight (9, 17)
-        (0, zeros(3, 5, 17, dtype=torch.int64), f"x {STORAGE} Long"),
-        (0, zeros(17), "x must have at least 2 dimensions (N, *, I), got 1"),
-        (
-            0,
-            zeros(3, 5, 16),
-            "x must have 17 features in its last dimension, as weight [9, 17] needs, "
-            "got [3, 5, 16]",
-        ),
-        (1, zeros(9, 17, 1), "weight must have 2 dimensions, got 3"),
-        (1, zeros(9, 17, dtype=torch.float32), f"weight {LIKE_X}"),
+        *LINEAR,
     ),
     *rows(
         "gate",  # (3, 4, 5, 3)
