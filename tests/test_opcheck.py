@@ -51,7 +51,9 @@ def test_kernels_are_asked_for_with_the_arguments_of_the_operation(native: Modul
             getattr(native._registered, n).default._schema
             for n in (name, name.removesuffix("_kernel"))
         )
-        ours, theirs = (list(map(str, schema.arguments)) for schema in schemas)
+        ours, theirs = (
+            [(a.name, str(a.type), a.default_value) for a in schema.arguments] for schema in schemas
+        )
         assert ours == theirs
 
 
