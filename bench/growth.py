@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from bench.check import Truth, WrongResultError, compare
 from bench.growth_table import render_growth
 from bench.machine import command_line, provenance
-from bench.merging import merged, runs_of
+from bench.merging import merge_option, merged, runs_of
 from bench.methods import METHODS, UNIT
 from bench.nets import NETWORKS, load
 from bench.ours import NATIVE, OWN, explained, probable
@@ -121,14 +121,7 @@ def _place(run: Growth) -> tuple[int, str]:
 @click.option("--repeats", type=click.IntRange(min=1), default=5, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="Default: torch's.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=None)
-@click.option(
-    "--merge",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    help="A result file to put each run into as soon as it is measured, in place of that of the "
-    "same network. Made where it is not there.",
-)
+@merge_option("network")
 def main(
     models: tuple[str, ...],
     largest: int,
@@ -152,14 +145,15 @@ def main(
             except WrongResultError as error:
                 raise click.ClickException(f"{network}: nothing was timed: {error}") from error
             if target is not None:
-                write(_document(merged(measured_before, runs, _place)), target)
+                write(_document([*measured_before, *runs]), target)
     if output is not None:
-        write(_document(merged([], runs, _place)), output)
+        write(_document(runs), output)
     click.echo(render_growth(runs))
 
 
 def _document(runs: list[Growth]) -> GrowthFile:
-    return GrowthFile("growth", GrowthFile.CURRENT, runs)
+    chosen = merged(runs, _place, lambda run: run.spread)
+    return GrowthFile("growth", GrowthFile.CURRENT, chosen)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 
 from bench.check import WrongResultError
 from bench.machine import command_line, provenance
-from bench.merging import merged, runs_of
+from bench.merging import merge_option, merged, runs_of
 from bench.methods import METHODS, UNIT, default_methods
 from bench.nets import MEASURED, NETWORKS
 from bench.render import render_models
@@ -65,14 +65,7 @@ BATCHES = (1, 4, 16)
 @click.option("--memory/--no-memory", default=True, show_default=True)
 @click.option("--enforce", is_flag=True, help="Fail where a limit is exceeded or the unit varied.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default=None)
-@click.option(
-    "--merge",
-    "target",
-    type=click.Path(path_type=Path, dir_okay=False),
-    default=None,
-    help="A result file to put each run into as soon as it is measured, in place of that of the "
-    "same network and batch. Made where it is not there.",
-)
+@merge_option("network and batch")
 def main(
     models: tuple[str, ...],
     batches: tuple[int, ...],
@@ -103,9 +96,9 @@ def main(
             ) from error
         runs.append(run)
         if target is not None:
-            write(_document(merged(measured_before, runs, _place)), target)
+            write(_document([*measured_before, *runs]), target)
     if output is not None:
-        write(_document(merged([], runs, _place)), output)
+        write(_document(runs), output)
     for batch in dict.fromkeys(batches):
         click.echo(render_models([run for run in runs if run.input_shape[0] == batch]))
     if enforce and not all(within_limits(run) for run in runs):
@@ -118,7 +111,8 @@ def _place(run: ModelRun) -> tuple[int, int]:
 
 
 def _document(runs: list[ModelRun]) -> ModelsFile:
-    return ModelsFile("models", ModelsFile.CURRENT, runs)
+    chosen = merged(runs, _place, lambda run: run.forward_spread)
+    return ModelsFile("models", ModelsFile.CURRENT, chosen)
 
 
 if __name__ == "__main__":

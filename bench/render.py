@@ -186,9 +186,9 @@ def row(cells: Sequence[str]) -> str:
 
 def made_by(runs: Iterable[HasProvenance]) -> str:
     """How to repeat the runs; once where they were made by one command."""
-    footers: dict[str, list[str]] = {}
+    footers: dict[str, dict[str, None]] = {}
     for run in runs:
-        footers.setdefault(_footer(run.provenance), []).append(run.network)
+        footers.setdefault(_footer(run.provenance), {})[run.network] = None
     if len(footers) == 1:
         return next(iter(footers))
     return "\n\n".join(

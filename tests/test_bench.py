@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import rapkernels
-from bench import check, limits, machine, memory, methods, nets, run, timing
+from bench import check, limits, machine, memory, merging, methods, nets, run, timing
 from bench.limits import CostLimit, Tolerance
 from bench.methods import METHODS, Call, Method
 from bench.models import main
@@ -341,7 +342,8 @@ def test_bfloat16_is_measured(name: str) -> None:
     assert [item.method for item in result.checks] == [name]
 
 
-def test_runs_are_merged_into_a_file(tmp_path: Path) -> None:
+def test_runs_are_merged_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "STEADY", math.inf)
     output = tmp_path / "result.json"
     common = ["--model", "tiny", "--repeats", "1", "--no-memory", "--method", "input_x_gradient"]
 
@@ -358,6 +360,13 @@ def test_runs_are_merged_into_a_file(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(main, [*common, "--merge", str(output)])
     assert outcome.exit_code == 1
     assert "--merge: result.json: kind must be" in outcome.output
+
+
+def test_a_run_that_varied_takes_no_place_of_one_that_did_not() -> None:
+    steady, varied = limits.STEADY, limits.STEADY + 0.01
+    runs = [("b", varied), ("a", steady), ("b", varied / 2), ("a", varied), ("c", varied)]
+    chosen = merging.merged([*runs, ("c", 2 * varied)], lambda run: run[0], lambda run: run[1])
+    assert chosen == [("a", steady), ("b", varied / 2), ("c", 2 * varied)]
 
 
 def test_the_command_writes_a_result_file(tmp_path: Path, ours: str) -> None:
