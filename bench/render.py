@@ -186,14 +186,14 @@ def row(cells: Sequence[str]) -> str:
 
 def made_by(runs: Iterable[HasProvenance]) -> str:
     """How to repeat the runs; once where they were made by one command."""
-    footers: dict[str, dict[str, None]] = {}
+    labels: dict[str, list[str]] = {}
     for run in runs:
-        footers.setdefault(_footer(run.provenance), {})[run.network] = None
-    if len(footers) == 1:
-        return next(iter(footers))
+        labels.setdefault(_footer(run.provenance), []).append(NETWORKS[run.network].label)
+    if len(labels) == 1:
+        return next(iter(labels))
     return "\n\n".join(
-        f"{', '.join(NETWORKS[name].label for name in names)}: {footer[0].lower()}{footer[1:]}"
-        for footer, names in footers.items()
+        f"{', '.join(dict.fromkeys(named))}: {footer[0].lower()}{footer[1:]}"
+        for footer, named in labels.items()
     )
 
 

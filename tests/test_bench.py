@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import rapkernels
-from bench import check, limits, machine, memory, merging, methods, nets, run, timing
+from bench import check, limits, machine, memory, merging, methods, models, nets, run, timing
 from bench.limits import CostLimit, Tolerance
 from bench.methods import METHODS, Call, Method
 from bench.models import main
@@ -365,8 +365,12 @@ def test_runs_are_merged_into_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_run_that_varied_takes_no_place_of_one_that_did_not() -> None:
     steady, varied = limits.STEADY, limits.STEADY + 0.01
     runs = [("b", varied), ("a", steady), ("b", varied / 2), ("a", varied), ("c", varied)]
-    chosen = merging.merged([*runs, ("c", 2 * varied)], lambda run: run[0], lambda run: run[1])
+    chosen = merging.merged([*runs, ("c", 2 * varied)], lambda one: one[0], lambda one: one[1])
     assert chosen == [("a", steady), ("b", varied / 2), ("c", 2 * varied)]
+    measured = run.run_network("tiny", 1, [methods.UNIT], 1, False, MADE_BY)
+    good, bad = (replace(measured, forward_spread=spread) for spread in (steady, varied))
+    assert models._document([good, bad]).runs == [good]
+    assert models._document([bad, good]).runs == [good]
 
 
 def test_the_command_writes_a_result_file(tmp_path: Path, ours: str) -> None:

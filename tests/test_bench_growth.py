@@ -87,6 +87,12 @@ def test_the_table_of_growth() -> None:
     assert "**the costs are not usable**" in render_growth([_run({1: 4.0, 2: 6.0}, spread=0.4)])
 
 
+def test_growth_that_varied_takes_no_place_of_one_that_did_not() -> None:
+    steady, varied = (_run({1: 4.0}, spread=spread) for spread in (0.0, 0.4))
+    assert growth._document([steady, varied]).runs == [steady]
+    assert growth._document([varied, steady]).runs == [steady]
+
+
 def test_growth_is_measured_merged_and_drawn(tmp_path: Path) -> None:
     results, docs = tmp_path / "growth.json", tmp_path
     arguments = ["--model", "tiny", "--batch", "2", "--targets", "2", "--repeats", "1"]
