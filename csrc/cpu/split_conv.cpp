@@ -18,14 +18,14 @@
 // Compiled for AVX-512, and all that follows.
 #include "split_conv_lanes.h"
 #include "split_conv_pack.h"
+#include "split_conv_tile.h"
 
 namespace rapkernels::cpu {
 namespace {
 
-constexpr double kPackCycles = 7;            // of a register, where a product takes one
-constexpr int64_t kChannels = 16;            // of the source, packed at a time
-constexpr int64_t kSumsBytes = 256 * 1024;   // that stay in the second-level cache
-constexpr int64_t kPlanesBytes = 24 * 1024;  // that stay in the first-level cache
+constexpr double kPackCycles = 7;           // of a register, where a product takes one
+constexpr int64_t kChannels = 16;           // of the source, packed at a time
+constexpr int64_t kSumsBytes = 256 * 1024;  // that stay in the second-level cache
 
 class Buffer {
  public:
@@ -77,12 +77,13 @@ class Phase {
       const Buffer sums((pass_.in_blocks ? 2 : 1) * at_once_ * stride_of_sums() *
                         static_cast<int64_t>(sizeof(float)));
       std::vector<int64_t> pixels(source_phases() * rows_ * columns_ * kLanes);
+      std::vector<Row> rows(at_once_);
       for (int64_t i = begin; i < end; ++i) {
         // Neighbours share what they pack: blocks of results vary fastest.
         const Item item{i / (blocks_ * strips_ * bands_),
                         i / (blocks_ * strips_) % bands_ * tiles_ * lanes_.tile.rows,
                         i / blocks_ % strips_ * lanes_.tile.columns, i % blocks_ * at_once_};
-        run(item, planes.as<char>(), sums.as<float>(), pixels);
+        run(item, planes.as<char>(), sums.as<float>(), pixels, rows);
       }
     });
   }
@@ -136,7 +137,7 @@ class Phase {
     unit_ = planes_ * plane_;
     const int64_t read = planes_ * (tile.rows + shifts_[0].length()) * columns_ * kLine;
     block_ =
-        divide_up(units_, divide_up(units_, std::clamp<int64_t>(kPlanesBytes / read, 1, units_)));
+        divide_up(units_, divide_up(units_, std::clamp<int64_t>(planes_bytes() / read, 1, units_)));
   }
 
   void find_offsets() {
@@ -168,23 +169,19 @@ class Phase {
     }
   }
 
-  // words_[block of channels][result][unit][tap]
+  // words_[block of channels][block of units][result][unit][tap], as they are read.
   void pack_weights() {
-    const int64_t size = words_of_result();
     const int64_t results = divide_up(pass_.results, kChannels);
     const int64_t channels = divide_up(pass_.channels, kChannels);
-    words_ = Buffer(channels * pass_.results * size * static_cast<int64_t>(sizeof(int32_t)));
+    words_ =
+        Buffer(channels * pass_.results * units_ * taps_ * static_cast<int64_t>(sizeof(int32_t)));
     at::parallel_for(0, channels * results, 4, [&](int64_t begin, int64_t end) {
       std::vector<WeightBlock> blocks(taps_);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t channel = i / results * kChannels;
         const int64_t result = i % results * kChannels;
         read_weights(channel, result, blocks);
-        int32_t* out = words_.as<int32_t>() + (i / results * pass_.results + result) * size;
-        for (const WeightBlock& block : blocks) {
-          pack_tap(block, std::min(kChannels, pass_.channels - channel),
-                   std::min(kChannels, pass_.results - result), out++);
-        }
+        for (int64_t tap = 0; tap < taps_; ++tap) pack_tap(blocks[tap], channel, result, tap);
       }
     });
   }
@@ -221,7 +218,9 @@ class Phase {
     }
   }
 
-  void pack_tap(const WeightBlock& block, int64_t channels, int64_t results, int32_t* out) const {
+  void pack_tap(const WeightBlock& block, int64_t channel, int64_t result, int64_t tap) {
+    const int64_t channels = std::min(kChannels, pass_.channels - channel);
+    const int64_t results = std::min(kChannels, pass_.results - result);
     // Channels beyond the last one are never read, but as the second of a pair.
     for (int64_t unit = 0; unit < divide_up(channels, per_word_); ++unit) {
       alignas(kLine) int32_t words[kLanes];
@@ -230,14 +229,23 @@ class Phase {
           words, per_word_ == 1
                      ? _mm512_castps_si512(low)
                      : interleaved(rounded(low), rounded(_mm512_load_ps(block.w[2 * unit + 1]))));
-      for (int64_t o = 0; o < results; ++o) out[o * words_of_result() + unit * taps_] = words[o];
+      const int64_t from = unit / block_ * block_;
+      const int64_t size = words_of(from);
+      int32_t* out =
+          words_.as<int32_t>() + first_word(channel, result, from) + (unit - from) * taps_ + tap;
+      for (int64_t o = 0; o < results; ++o) out[o * size] = words[o];
     }
   }
 
-  int64_t words_of_result() const { return units_ * taps_; }
+  // Of a result, in the block of units that begins with `from`.
+  int64_t words_of(int64_t from) const { return std::min(block_, units_ - from) * taps_; }
 
-  // words_ and listed_, their offsets: the positive weights of [block of channels][result], which
-  // begin at starts_, `block_` channels after each other.
+  int64_t first_word(int64_t channel, int64_t result, int64_t from) const {
+    return (channel / kChannels * units_ + from) * taps_ * pass_.results + result * words_of(from);
+  }
+
+  // words_ and listed_, their offsets: the positive weights of
+  // [block of channels][block of units][result], which begin at starts_.
   void list_weights() {
     const int64_t lists = divide_up(pass_.channels, kChannels) * pass_.results;
     const int64_t blocks = divide_up(units_, block_);
@@ -250,18 +258,18 @@ class Phase {
           for (int64_t block = 0; block < blocks; ++block) {
             const int64_t at = block * block_ * taps_;
             const int64_t size = std::min(block_ * taps_, units_ * taps_ - at);
-            body(i * blocks + block, weights.data() + at, offsets_.data() + at, size);
+            body(i, first_list(i / pass_.results, block) + i % pass_.results, weights.data() + at,
+                 offsets_.data() + at, size);
           }
         }
       });
     };
     std::vector<uint8_t> negative(lists);
-    each_block([&](int64_t i, const float* weights, const int32_t* offsets, int64_t size) {
-      starts_[i + 1] = list_positive(weights, offsets, size, nullptr, nullptr);
-      if (std::any_of(weights, weights + size, [](float w) { return w < 0; })) {
-        negative[i / blocks] = 1;
-      }
-    });
+    each_block(
+        [&](int64_t i, int64_t list, const float* weights, const int32_t* offsets, int64_t size) {
+          starts_[list + 1] = list_positive(weights, offsets, size, nullptr, nullptr);
+          if (std::any_of(weights, weights + size, [](float w) { return w < 0; })) negative[i] = 1;
+        });
     mixed_.assign(divide_up(pass_.results, kChannels), 0);
     for (int64_t i = 0; i < lists; ++i) {
       const int64_t result = i % pass_.results;
@@ -270,13 +278,19 @@ class Phase {
     std::partial_sum(starts_.begin(), starts_.end(), starts_.begin());
     words_ = Buffer(starts_.back() * static_cast<int64_t>(sizeof(int32_t)));
     listed_ = Buffer(starts_.back() * static_cast<int64_t>(sizeof(int32_t)));
-    each_block([&](int64_t i, const float* weights, const int32_t* offsets, int64_t size) {
-      list_positive(weights, offsets, size, words_.as<int32_t>() + starts_[i],
-                    listed_.as<int32_t>() + starts_[i]);
-    });
+    each_block(
+        [&](int64_t, int64_t list, const float* weights, const int32_t* offsets, int64_t size) {
+          list_positive(weights, offsets, size, words_.as<int32_t>() + starts_[list],
+                        listed_.as<int32_t>() + starts_[list]);
+        });
   }
 
-  void run(const Item& item, char* planes, float* sums, std::vector<int64_t>& pixels) const {
+  int64_t first_list(int64_t channel_block, int64_t block) const {
+    return (channel_block * divide_up(units_, block_) + block) * pass_.results;
+  }
+
+  void run(const Item& item, char* planes, float* sums, std::vector<int64_t>& pixels,
+           std::vector<Row>& rows) const {
     const int64_t tiles = std::min(tiles_, (lanes_.height - item.top) / lanes_.tile.rows);
     const int64_t results = std::min(at_once_, pass_.results - item.begin);
     find_pixels(item, pixels);
@@ -287,15 +301,14 @@ class Phase {
       pack(pixels, c, planes);
       if (pass_.in_blocks) std::memset(sums, 0, size * sizeof(float));
       const int64_t units = divide_up(std::min(kChannels, pass_.channels - c), per_word_);
-      const int64_t first = c / kChannels * pass_.results + item.begin;
       for (int64_t from = 0; from < units; from += block_) {
         for (int64_t t = 0; t < tiles; ++t) {
           const char* base = planes + t * lanes_.tile.rows * columns_ * kLine;
           float* out = sums + t * lanes_.tile.size() * kLanes;
           if (pass_.source == Source::kPositive) {
-            add_listed(first, results, from / block_, base, out);
+            add_listed(c, item.begin, results, from / block_, base, out, rows);
           } else {
-            add(first, results, from, std::min(block_, units - from), base, out);
+            add(c, item.begin, results, from, std::min(block_, units - from), base, out, rows);
           }
         }
       }
@@ -309,31 +322,33 @@ class Phase {
   // From the sums of one channel of the results to those of the next.
   int64_t stride_of_sums() const { return pass_.lists() * tiles_ * lanes_.tile.size() * kLanes; }
 
-  void add(int64_t first, int64_t results, int64_t from, int64_t units, const char* base,
-           float* out) const {
-    const auto run = per_word_ == 2 ? lanes_.tile.pair : lanes_.tile.single;
-    const int64_t row = columns_ * kLine;
+  void add(int64_t channel, int64_t first, int64_t results, int64_t from, int64_t units,
+           const char* base, float* out, std::vector<Row>& rows) const {
+    const auto accumulate = per_word_ == 2 ? lanes_.tile.pair : lanes_.tile.single;
     const int64_t opposite = source_phases() * plane_;
     const int64_t last = (pass_.source == Source::kRounded ? 3 : 1) * opposite;
-    for (int64_t o = 0; o < results; ++o, out += stride_of_sums()) {
-      const int32_t* w = words_.as<int32_t>() + (first + o) * words_of_result() + from * taps_;
-      const int32_t* offsets = offsets_.data() + from * taps_;
-      run(w, offsets, units * taps_, base, row, opposite, out);
-      if (pass_.lists() == 2) {
-        run(w, offsets, units * taps_, base + last, row, -opposite,
-            out + tiles_ * lanes_.tile.size() * kLanes);
+    const int32_t* words = words_.as<int32_t>() + first_word(channel, first, from);
+    for (int64_t list = 0; list < pass_.lists(); ++list) {
+      for (int64_t o = 0; o < results; ++o) {
+        rows[o] = {words + o * words_of(from), offsets_.data() + from * taps_, units * taps_,
+                   out + o * stride_of_sums()};
       }
+      accumulate(rows.data(), results, base + list * last, columns_ * kLine,
+                 list == 0 ? opposite : -opposite);
+      out += tiles_ * lanes_.tile.size() * kLanes;
     }
   }
 
-  void add_listed(int64_t first, int64_t results, int64_t block, const char* base,
-                  float* out) const {
-    const int64_t blocks = divide_up(units_, block_);
-    for (int64_t o = 0; o < results; ++o, out += stride_of_sums()) {
-      const int64_t* start = starts_.data() + (first + o) * blocks + block;
-      lanes_.tile.single(words_.as<int32_t>() + *start, listed_.as<int32_t>() + *start,
-                         start[1] - *start, base, columns_ * kLine, 0, out);
+  void add_listed(int64_t channel, int64_t first, int64_t results, int64_t block, const char* base,
+                  float* out, std::vector<Row>& rows) const {
+    const int64_t* start = starts_.data() + first_list(channel / kChannels, block) + first;
+    int64_t count = 0;
+    for (int64_t o = 0; o < results; ++o, ++start, out += stride_of_sums()) {
+      const int64_t size = start[1] - *start;
+      if (size == 0) continue;
+      rows[count++] = {words_.as<int32_t>() + *start, listed_.as<int32_t>() + *start, size, out};
     }
+    if (count > 0) lanes_.tile.single(rows.data(), count, base, columns_ * kLine, 0);
   }
 
   // Where the lanes of each position of the planes are in the parts of the source, -1 outside.

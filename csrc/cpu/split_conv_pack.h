@@ -1,11 +1,23 @@
 // How sources of the split convolutions come into planes: 16 lanes of a channel, or in bfloat16 of
-// two, one after the other. Included after split_conv_lanes.h, and compiled for AVX-512 as it.
+// two, one after the other. Compiled for AVX-512, as split_conv_registers.h is.
 #pragma once
 
-#include "split_conv_lanes.h"
+#include <unistd.h>
+
+#include "split_conv_registers.h"
 
 namespace rapkernels::cpu {
 namespace {
+
+// Of planes that stay in the first-level cache, beside what else a tile reads.
+inline int64_t planes_bytes() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  static const long cache = sysconf(_SC_LEVEL1_DCACHE_SIZE);
+#else
+  static const long cache = 0;
+#endif
+  return (cache > 0 ? cache : 32 * 1024) / 4 * 3;
+}
 
 // `pixels` holds for the 16 lanes of each position where its first channel is, -1 for zeros; at
 // most 16 of `channels` are packed. A channel's plane begins `unit` bytes after that of the one
