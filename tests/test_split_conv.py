@@ -112,6 +112,16 @@ def test_bits_depend_on_neither_threads_nor_batch(
             assert torch.equal(alone[0], whole[0][i : i + 1])
 
 
+@pytest.mark.parametrize("which", [[0], [4, 5], [17], list(range(18))], ids=str)
+def test_outputs_without_positive_weights(native: ModuleType, which: list[int]) -> None:
+    """Their lists are empty, at the start, in the middle, at the end and everywhere."""
+    given = arguments("3x3, many positions", False, 2)
+    given[1][which] = -given[1][which].abs()
+    given[2] = nn.functional.conv2d(given[0], given[1], None, 1, 1)
+    expected = reference.relprop_conv(*doubled(given))
+    assert_same_relevance("relprop_conv", native.relprop_conv(*given), expected, TOLERANCE)
+
+
 def test_no_negative_message_is_made_of_rounding(native: ModuleType) -> None:
     """Where no weight is negative, all that beta sends by negative messages is absorbed."""
     given = arguments("3x3, many positions", False, 2)

@@ -73,6 +73,16 @@ def test_equals_the_reference(native: ModuleType, name: str, batch: int, targets
     assert_same_relevance("relprop_zbox_conv", other, expected, TOLERANCE)
 
 
+@pytest.mark.parametrize("which", [[0], [1], [2], [0, 1, 2]], ids=str)
+def test_inputs_without_positive_weights(native: ModuleType, which: list[int]) -> None:
+    """Their lists are empty, at the start, in the middle, at the end and everywhere."""
+    given = arguments("7x7, strided", 2)
+    given[1][:, which] = -given[1][:, which].abs()
+    expected = reference.relprop_zbox_conv(*doubled(given))
+    found = native.relprop_zbox_conv(*given)
+    assert_same_relevance("relprop_zbox_conv", found, expected, TOLERANCE)
+
+
 @pytest.mark.parametrize("name", ["3x3", "7x7, strided"])
 def test_bounds_of_any_shape_and_size(native: ModuleType, name: str) -> None:
     """Some between which x does not lie, too: z is then no sum of magnitudes, but the same sum."""
