@@ -36,8 +36,9 @@ def spread(samples: Sequence[float]) -> float:
 def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call, one sample a round.
 
-    Each call runs once untimed first. One that takes less than `MINIMUM_SECONDS` is repeated
-    within a round until it fills them, and the sample is the mean of the round.
+    Each call runs once untimed before every sample: memory that the neighbour gave back is not paid
+    by whoever comes next. One that takes less than `MINIMUM_SECONDS` is repeated within a round
+    until it fills them, and the sample is the mean of the round.
     """
     repeats = {
         name: max(1, min(1000, math.ceil(MINIMUM_SECONDS / max(seconds_of(call), 1e-9))))
@@ -49,6 +50,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[
         shift = turn % max(len(names), 1)
         for name in names[shift:] + names[:shift]:
             gc.collect()
+            calls[name]()
             times = [seconds_of(calls[name]) for _ in range(repeats[name])]
             samples[name].append(sum(times) / len(times))
     return samples

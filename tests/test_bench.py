@@ -422,5 +422,5 @@ def test_rounds_are_interleaved_and_rotate() -> None:
     order: list[str] = []
     calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
     samples = timing.interleaved(calls, rounds=3)
-    assert "".join(order) == "abc" + "abc" + "bca" + "cab"
+    assert "".join(order) == "abc" + "aabbcc" + "bbccaa" + "ccaabb"
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
