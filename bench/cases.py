@@ -35,9 +35,12 @@ class Rule(NamedTuple):
     each: int
 
 
+# RAP's with the sums Z+ and Z- that the forward pass has kept.
+SUMS = "sums"
 # By what shapes.csv says.
 RULES = {
     "": Rule("", (), True, 1, 2),
+    SUMS: Rule("", (), False, 0, 2),
     "epsilon": Rule("epsilon", (1e-6,), True, 0, 1),
     "z_plus": Rule("alpha_beta", (1.0, 0.0, 1e-6), False, 1, 1),
     "alpha_beta": Rule("alpha_beta", (2.0, 1.0, 1e-6), True, 1, 2),
@@ -133,7 +136,7 @@ def comparable(op: str, result: Tensor | Sequence[Tensor]) -> list[Tensor]:
         return [*maps, _beside(absorbed, maps[0])]
     if op == "merge":
         return [Relevance(parts[0], None, parts[1]).to_float64()]
-    if op == "split_quotient":
+    if op in ("split_quotient", "linear_split"):
         return [part.double() for part in parts]
     relevance = Relevance(parts[0], parts[1], parts[2]).to_float64()
     return [relevance] if op == "gate" else [relevance, _beside(parts[3], relevance)]
@@ -187,10 +190,17 @@ def _linear(shape: LayerShape) -> tuple[Arguments, int]:
     units = rule.needs_z + rule.once + rule.each * shape.targets
     if not rule.name:
         count = shape.targets * shape.x[0]
-        return (x, weight, torch.randn(count, len(weight)), *_pending(count), "rap"), units
+        arguments = x, weight, torch.randn(count, len(weight)), *_pending(count), "rap"
+        if shape.rule != SUMS:
+            return arguments, units
+        return (*arguments, True, None, (), None, *reference.linear_split(x, weight, True)), units
     bias = _bias(shape)
     arrived = _vanishing_with(x @ weight.T + bias, shape.targets)
     return (x, weight, *arrived, rule.name, True, bias, rule.parameters), units
+
+
+def _linear_split(shape: LayerShape) -> tuple[Arguments, int]:
+    return (_after_relu(shape.x), _weight(shape.weight), True), 2
 
 
 def _conv(shape: LayerShape) -> tuple[Arguments, int]:
@@ -310,6 +320,7 @@ def _geometry(shape: LayerShape) -> tuple[list[int], list[int], list[int]]:
 
 BUILDERS: dict[str, Callable[[LayerShape], tuple[Arguments, int]]] = {
     "relprop_linear": _linear,
+    "linear_split": _linear_split,
     "relprop_conv": _conv,
     "relprop_equilibrium_conv": _equilibrium_conv,
     "relprop_sharing_conv": _sharing_conv,

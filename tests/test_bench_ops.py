@@ -66,6 +66,8 @@ def test_work_of_a_rule() -> None:
         "vgg16.fc6": 4,
         "vgg16.fc6.targets": 2 + 2 * 5,
         "vgg16.fc6.epsilon": 2,
+        "vgg16.fc6.forward": 2,
+        "vgg16.fc6.backward": 2,
     }
     for shape in choose(list(units), []):
         small = _smaller(shape)

@@ -16,6 +16,8 @@ constexpr int64_t kContributionTile = 32;
 constexpr int64_t kInputs = 1024;
 // Rows of one task of the backward: so many that W is not read often.
 constexpr int64_t kGroup = 64;
+// Weights asked for ahead of their use, since what a processor fetches by itself ends with a page.
+constexpr int64_t kAhead = 1024;
 // Float sums are handed to the outer accumulator after this many inputs.
 constexpr int64_t kSegment = 4096;
 
@@ -33,6 +35,7 @@ RAPKERNELS_INLINE void split_row(const T* weight, const T* x, int64_t inputs, T*
     Lanes down[samples] = {};
     int64_t i = begin;
     for (; i + V::lanes <= end; i += V::lanes) {
+      prefetch(weight + i, kAhead);
       Lanes w;
       std::memcpy(&w, weight + i, sizeof(w));
       for (int64_t s = 0; s < samples; ++s) {
@@ -96,6 +99,7 @@ RAPKERNELS_INLINE void accumulate_rows(const T* weight, int64_t inputs, const T*
     Lanes w[count];
     Lanes absolute[count];
     for (int64_t r = 0; r < count; ++r) {
+      prefetch(weight + r * inputs + i, count * inputs);
       std::memcpy(&w[r], weight + r * inputs + i, sizeof(Lanes));
       absolute[r] = w[r] > 0 ? w[r] : -w[r];
     }

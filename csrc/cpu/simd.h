@@ -45,6 +45,13 @@ struct Vector<double> {
   static constexpr int64_t lanes = 8;
 };
 
+// Asks for the line `ahead` elements on, which may lie beyond the tensor: nothing is read.
+template <typename T>
+RAPKERNELS_INLINE void prefetch(const T* at, int64_t ahead) {
+  const auto address = reinterpret_cast<uintptr_t>(at) + static_cast<uintptr_t>(ahead) * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(address));
+}
+
 // Elements that a kernel works on between two looks at its reductions: three operands fit in L1.
 constexpr int64_t kRun = 1024;
 // Elements of one task. Fixed, so that the order of a sum does not depend on the thread count.
