@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -72,6 +73,15 @@ def test_work_of_a_rule() -> None:
     for shape in choose(list(units), []):
         small = _smaller(shape)
         assert build(small).operations == units[shape.name] * small.operations(), shape.name
+
+
+def test_a_kept_forward_is_handed_on() -> None:
+    """Else the way back would compute the sums itself, and be timed with them."""
+    (shape,) = choose(["vgg16.fc6.backward"], [])
+    given = inspect.signature(reference.relprop_linear).bind(*build(_smaller(shape)).arguments)
+    x, weight = given.arguments["x"], given.arguments["weight"]
+    torch.testing.assert_close(given.arguments["positive"], x @ weight.clamp(min=0).T)
+    torch.testing.assert_close(given.arguments["negative"], x @ (-weight).clamp(min=0).T)
 
 
 def test_several_targets_are_rows_of_the_relevance() -> None:
