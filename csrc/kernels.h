@@ -28,8 +28,14 @@ struct Rule {
 enum class Share { kAbsolute, kRatio, kPositive };
 
 // What the first two operands of the quotient are. Even and odd: (S+ + S-) / 2 and (S+ - S-) / 2
-// are written in place of S+ and S-, for a way back in the absolute form too; on the CPU alone.
-enum class Form { kSplit /* Z+, Z- */, kAbsolute /* z, A */, kEvenOdd /* z, A */ };
+// are written in place of S+ and S-, for a way back in the absolute form too. Rounded: Z- is in
+// bfloat16. These two on the CPU alone.
+enum class Form {
+  kSplit,     // Z+, Z-
+  kAbsolute,  // z, A
+  kEvenOdd,   // z, A
+  kRounded,   // z, Z-
+};
 
 // Element i of a sample is of output channel i / inner % count.
 struct Channels {
@@ -104,12 +110,13 @@ struct VectorShape {
 // `nonnegative`: no entry of x is below zero, which saves work where a sign would cost registers.
 // `period`: x (or z) has that many samples (rows), and sample n of the relevance goes with n %
 // period. `total`: of each sample the relevance that came in, or what was absorbed for a rule
-// without shift. S, the type of S+ and S-, is T, or on the CPU bfloat16 for a T of float.
+// without shift. M and S, the types of the quotient's second operand and of S+ and S-, are T, or on
+// the CPU for a T of float bfloat16: S alone, or both for Form::kRounded.
 #define RAPKERNELS_DECLARE_KERNELS                                                                \
   template <typename T>                                                                           \
   void split_weight(const T* weight, T* positive, T* negative, int64_t size);                     \
-  template <typename T, typename S>                                                               \
-  void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,     \
+  template <typename T, typename M, typename S>                                                   \
+  void split_quotient(const T* first, const M* second, const T* relevance, const double* psi,     \
                       const T* bias, const Channels& channels, S* parts, double* total,           \
                       const SplitLayout& layout, Form form, const Rule& rule);                    \
   template <typename T>                                                                           \

@@ -49,22 +49,30 @@ Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevanc
     parts.negative = parts.packed.narrow(1, channels, channels);
   }
   parts.total = per_sample(relevance, 0.0);
-  const auto run = [&](const auto& kernel, const auto* z, auto* to) {
+  const auto run = [&](const auto& kernel, const auto* z, const auto* other, auto* to) {
     using T = std::decay_t<decltype(*z)>;
-    kernel(z, second.const_data_ptr<T>(), relevance.const_data_ptr<T>(), data_or_null(psi),
+    kernel(z, other, relevance.const_data_ptr<T>(), data_or_null(psi),
            outputs.bias ? outputs.bias->const_data_ptr<T>() : nullptr, outputs.channels, to,
            parts.total.mutable_data_ptr<double>(), layout, form, outputs.rule);
   };
   if (bfloat16) {
 #if !defined(RAPKERNELS_EMULATED)
-    run(cpu::split_quotient<float, at::BFloat16>, first.const_data_ptr<float>(),
-        parts.packed.mutable_data_ptr<at::BFloat16>());
+    const auto round = [&](const auto* other) {
+      using M = std::decay_t<decltype(*other)>;
+      run(cpu::split_quotient<float, M, at::BFloat16>, first.const_data_ptr<float>(), other,
+          parts.packed.mutable_data_ptr<at::BFloat16>());
+    };
+    if (form == Form::kRounded) {
+      round(second.const_data_ptr<at::BFloat16>());
+    } else {
+      round(second.const_data_ptr<float>());
+    }
 #endif
     return parts;
   }
   RAPKERNELS_DISPATCH(relevance, "quotient", [&] {
-    run(device::split_quotient<scalar_t, scalar_t>, first.const_data_ptr<scalar_t>(),
-        parts.packed.mutable_data_ptr<scalar_t>());
+    run(device::split_quotient<scalar_t, scalar_t, scalar_t>, first.const_data_ptr<scalar_t>(),
+        second.const_data_ptr<scalar_t>(), parts.packed.mutable_data_ptr<scalar_t>());
   });
   return parts;
 }

@@ -29,9 +29,9 @@ struct Parts {
                   // for a rule without shift
 };
 
-// All operands dense in `format` and of one working type; `first`, `second` (N, ...) as Form says,
-// relevance (T N, ...). S+ and S- are of that type, or with `bfloat16`, for float on the CPU alone,
-// rounded to it.
+// All operands dense in `format` and of one working type, but for the bfloat16 of Form::kRounded,
+// which asks for `bfloat16`; `first`, `second` (N, ...) as Form says, relevance (T N, ...). S+ and
+// S- are of that type, or with `bfloat16`, for float on the CPU alone, rounded to it.
 Parts quotient(const Tensor& first, const Tensor& second, const Tensor& relevance,
                const OptionalTensor& psi, const Outputs& outputs, Form form, Packing packing,
                at::MemoryFormat format, bool bfloat16 = false);

@@ -17,6 +17,7 @@
 #include "device.h"
 #include "fused_conv.h"
 #include "quotient.h"
+#include "rounded_sums.h"
 #include "split_conv.h"
 #include "state.h"
 #include "targets.h"
@@ -126,6 +127,12 @@ Messages absolute_messages(const Tensor& x, const Tensor& weight, const Optional
           Form::kAbsolute};
 }
 
+Messages rounded_messages(const Tensor& x, const Tensor& weight, const OptionalTensor& z,
+                          const ConvShape& conv) {
+  return {z ? *z : convolve(x, weight, conv), rounded_negative_sums(x, weight, conv),
+          Form::kRounded};
+}
+
 Messages split_messages(const Tensor& x, const Tensor& plus, const Tensor& minus,
                         const ConvShape& conv, bool nonnegative) {
   if (nonnegative) return {convolve(x, plus, conv), convolve(x, minus, conv), Form::kSplit};
@@ -148,13 +155,12 @@ using Step = std::function<Gated(const Incoming& incoming, Tensor& total)>;
 // One transposed convolution of S+ and S- per sign of x: by the library, they are packed in one
 // tensor's channels.
 Step joint_step(const Tensor& x, const Tensor& weight, const Messages& m, const Outputs& outputs,
-                const ConvShape& conv, bool nonnegative, bool own_kernel, bool bfloat16) {
+                const ConvShape& conv, bool nonnegative, bool own_kernel, bool rounds) {
   const auto send = [=](const Transposed& s) {
     return nonnegative ? gate(x, s.to_positive, std::nullopt, Gate::kProduct)
                        : gate(x, s.to_positive, s.to_negative, Gate::kBySign);
   };
   if (own_kernel) {
-    const bool rounds = bfloat16 && has_split_conv(x, weight, conv, /*bfloat16=*/true);
     return [=](const Incoming& incoming, Tensor& total) {
       const Parts s = quotient(m.first, m.second, incoming.relevance, incoming.psi, outputs, m.form,
                                Packing::kApart, conv.format, rounds);
@@ -252,15 +258,17 @@ Step prepare(const Tensor& x, const Tensor& w, const OptionalTensor& z, const Ou
   const Products products = products_of(x, w, conv, outputs.rule, bfloat16);
   if (products == Products::kDepthwise) return depthwise_step(x, w, outputs, conv);
   const bool own = products == Products::kSplitConv;
+  const bool rounds = own && bfloat16 && has_split_conv(x, w, conv, /*bfloat16=*/true);
   if (use_absolute_form(w, conv)) {
-    return joint_step(x, w, absolute_messages(x, w, z, conv, nonnegative), outputs, conv,
-                      nonnegative, own, bfloat16);
+    const Messages m = rounds && nonnegative ? rounded_messages(x, w, z, conv)
+                                             : absolute_messages(x, w, z, conv, nonnegative);
+    return joint_step(x, w, m, outputs, conv, nonnegative, own, rounds);
   }
   const Tensor plus = at::empty_like(w);
   const Tensor minus = at::empty_like(w);
   split_weight(w, plus, minus);
   const Messages m = split_messages(x, plus, minus, conv, nonnegative);
-  return conv.groups == 1 ? joint_step(x, w, m, outputs, conv, nonnegative, own, bfloat16)
+  return conv.groups == 1 ? joint_step(x, w, m, outputs, conv, nonnegative, own, rounds)
                           : grouped_step(x, plus, minus, m, outputs, conv, nonnegative);
 }
 

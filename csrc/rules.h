@@ -159,6 +159,15 @@ RAPKERNELS_HD Quotient<T> split_absolute(T z, T absolute) {
   return {positive > rounding ? positive : T(0), negative > rounding ? negative : T(0)};
 }
 
+// Z+ = z + Z- for a Z- that lost up to 2^-8 of itself and of its two factors to bfloat16: what is
+// left below the bound is that rounding.
+constexpr float kRoundedCancellation = 0x1p-6f;
+
+RAPKERNELS_HD Quotient<float> split_rounded(float z, float negative) {
+  const float positive = z + negative;
+  return {positive > kRoundedCancellation * negative ? positive : 0.0f, negative};
+}
+
 // Shares of a residual add or an average. Absolute: |a| / (|a| + |b|), bounded and conserving.
 struct AbsoluteShare {
   template <typename T>

@@ -76,10 +76,11 @@ class Explainer(ABC):
             too much its targets, are done in parts, with the same results up to rounding. What a
             part takes is estimated before it is run (:mod:`rapkernels.memory`), without the export.
             Where it cannot be, samples are done one at a time, with a warning.
-        precision: "bf16" rounds relevance and weights to bfloat16 on the way back through
-            convolutions, with float32 sums, where the processor has instructions for that: about
-            twice as fast there, with errors of about 1e-3 of a map's largest entry. Else, and
-            where a layer has no such kernel, float32 stays as it is.
+        precision: "bf16" does the products of relevance and weights of convolutions in bfloat16
+            with float32 sums, and those of activations and negative weights that tell negative
+            messages apart, where the processor has instructions for that: about twice as fast
+            there, with errors of a few thousandths of a map's largest entry. Activations and the output
+            stay as they are. Else, and where a layer has no such kernel, float32 stays.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, ``rules`` no dict of rules, ``output`` none of

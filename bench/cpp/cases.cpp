@@ -3,6 +3,7 @@
 #include <memory>
 #include <utility>
 
+#include "cpu/rounded_weight.h"
 #include "kernels.h"
 
 namespace rapkernels::bench {
@@ -63,6 +64,32 @@ Work split_weight(int64_t size) {
   const Operand weight(size, Sign::kAny), positive(size), negative(size);
   return {size, bytes_of(weight, positive, negative),
           [=] { cpu::split_weight<float>(weight.data(), positive.data(), negative.data(), size); }};
+}
+
+Work round_negative_weight(int64_t channels, int64_t side) {
+  const int64_t positions = side * side, size = channels * channels * positions;
+  const Operand weight(size, Sign::kAny);
+  const auto negative = std::make_shared<std::vector<c10::BFloat16>>(size);
+  return {size, weight.bytes() + 2 * size, [=] {
+            cpu::round_negative_weight(weight.data(), {channels, channels, side, side},
+                                       {channels * positions, positions, side, 1},
+                                       negative->data());
+          }};
+}
+
+Work rounded_quotient(const Image& image, const Rule& rule) {
+  const int64_t n = image.samples, size = image.size();
+  const Operand z(n * size, Sign::kAny), relevance(n * size, Sign::kAny, 3);
+  const Operand magnitudes(n * size, Sign::kMagnitude, 2);
+  const auto negative =
+      std::make_shared<std::vector<c10::BFloat16>>(magnitudes.data(), magnitudes.data() + n * size);
+  const auto parts = std::make_shared<std::vector<c10::BFloat16>>(2 * n * size);
+  const auto psi = per_sample(n, 0.01), total = per_sample<double>(n);
+  return {n * size, bytes_of(z, relevance) + 6 * n * size, [=] {
+            cpu::split_quotient<float>(z.data(), negative->data(), relevance.data(), psi->data(),
+                                       nullptr, {}, parts->data(), total->data(),
+                                       {n, n, 1, size, size, 0, n * size}, Form::kRounded, rule);
+          }};
 }
 
 Work split_quotient(const Image& image, Form form, const Rule& rule, bool packed) {
@@ -299,11 +326,13 @@ std::vector<Case> cases(Scale scale) {
   const Image last = layers ? Image{4, 2048, 7} : Image{2, 256, 7};         // ResNet-50, avgpool
   const Linear fc = layers ? Linear{4, 25088, 4096} : Linear{4, 2048, 64};  // VGG-16, fc6
   const Linear one = {1, fc.inputs, fc.outputs};
-  const int64_t kernels = layers ? 512 * 512 * 9 : 32 * 32 * 9;  // VGG-16, conv5
+  const int64_t channels = layers ? 512 : 32;  // VGG-16, conv5
   const Rule rap{Rule::kRap, {}}, rap_conv{Rule::kRapConv, {}};
   const Rule alpha_beta{Rule::kAlphaBeta, {2, 1, 1e-6}}, gamma{Rule::kGamma, {0.25, 1e-6}};
   return {
-      {"split_weight", [=] { return split_weight(kernels); }},
+      {"split_weight", [=] { return split_weight(channels * channels * 9); }},
+      {"round_negative_weight/3x3", [=] { return round_negative_weight(channels, 3); }},
+      {"round_negative_weight/1x1", [=] { return round_negative_weight(channels, 1); }},
       {"split_quotient/rap_conv/absolute",
        [=] { return split_quotient(wide, Form::kAbsolute, rap_conv, false); }},
       {"split_quotient/rap_conv/split/packed",
@@ -313,6 +342,7 @@ std::vector<Case> cases(Scale scale) {
        [=] { return split_quotient(wide, Form::kAbsolute, alpha_beta, false); }},
       {"split_quotient/gamma/absolute",
        [=] { return split_quotient(wide, Form::kAbsolute, gamma, false); }},
+      {"split_quotient/rap_conv/rounded", [=] { return rounded_quotient(wide, rap_conv); }},
       {"unsplit_quotient", [=] { return unsplit_quotient(wide); }},
       {"gate/product", [=] { return gate(wide, Gate::kProduct); }},
       {"gate/sum", [=] { return gate(wide, Gate::kSum); }},

@@ -1,10 +1,10 @@
-// The fused quotient: one pass over (Z+, Z-, R) or (z, A, R) that applies the pending shift on
-// load, writes S+ and S-, and sums per sample the relevance, or what a rule without shift absorbs.
-#include <c10/util/BFloat16.h>
-
+// The fused quotient: one pass over (Z+, Z-, R), (z, A, R) or (z, Z-, R) that applies the pending
+// shift on load, writes S+ and S-, and sums per sample the relevance, or what a rule without shift
+// absorbs.
 #include <type_traits>
 
 #include "../rules.h"
+#include "bfloat16.h"
 #include "simd.h"
 
 namespace rapkernels::cpu {
@@ -16,6 +16,16 @@ RAPKERNELS_CLONES void split_run(const T* __restrict z, const T* __restrict abso
                                  T* __restrict positive, T* __restrict negative, int64_t size) {
   for (int64_t i = 0; i < size; ++i) {
     const Quotient<T> parts = split_absolute(z[i], absolute[i]);
+    positive[i] = parts.positive;
+    negative[i] = parts.negative;
+  }
+}
+
+RAPKERNELS_CLONES void split_run(const float* __restrict z, const c10::BFloat16* __restrict sums,
+                                 float* __restrict positive, float* __restrict negative,
+                                 int64_t size) {
+  for (int64_t i = 0; i < size; ++i) {
+    const Quotient<float> parts = split_rounded(z[i], widened(sums[i]));
     positive[i] = parts.positive;
     negative[i] = parts.negative;
   }
@@ -62,16 +72,9 @@ RAPKERNELS_CLONES void shares_run(const R rule, const T* __restrict positive,
   }
 }
 
-// To nearest, ties to even.
 RAPKERNELS_CLONES void round_run(const float* __restrict values, c10::BFloat16* __restrict out,
                                  int64_t size) {
-  for (int64_t i = 0; i < size; ++i) {
-    uint32_t bits;
-    std::memcpy(&bits, values + i, sizeof(bits));
-    const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    const bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
-    out[i].x = static_cast<uint16_t>(is_nan ? 0x7fc0 : rounded);
-  }
+  for (int64_t i = 0; i < size; ++i) out[i] = rounded(values[i]);
 }
 
 template <typename T>
@@ -87,15 +90,24 @@ struct Run {
   Channels channels;
   Form form;
 
-  void operator()(const T* first, const T* second, const T* relevance, T shift, int64_t i, T* plus,
+  template <typename M>
+  void operator()(const T* first, const M* second, const T* relevance, T shift, int64_t i, T* plus,
                   T* minus, int64_t size, Sum<T>* sum) const {
     T positive[kRun];
     T negative[kRun];
-    if (form != Form::kSplit) {
-      split_run(first, second, positive, negative, size);
-      first = positive;
-      second = negative;
+    if constexpr (std::is_same_v<T, M>) {
+      if (form == Form::kSplit) {
+        divide(first, second, relevance, shift, i, plus, minus, size, sum);
+        return;
+      }
     }
+    split_run(first, second, positive, negative, size);
+    divide(positive, negative, relevance, shift, i, plus, minus, size, sum);
+    if (form == Form::kEvenOdd) halve_run(plus, minus, size);
+  }
+
+  void divide(const T* first, const T* second, const T* relevance, T shift, int64_t i, T* plus,
+              T* minus, int64_t size, Sum<T>* sum) const {
     T incoming[kRun];
     if constexpr (R::shifts) {
       shift_and_sum(relevance, shift, incoming, size, sum);
@@ -108,12 +120,11 @@ struct Run {
       shares_run<T, R>(rule, first, second, incoming, offsets, plus, minus, absorbed, size);
       sum_run(absorbed, size, sum);
     }
-    if (form == Form::kEvenOdd) halve_run(plus, minus, size);
   }
 };
 
-template <typename T, typename S, typename Run>
-void run_all(const Run& run, const T* first, const T* second, const T* relevance, const double* psi,
+template <typename T, typename M, typename S, typename Run>
+void run_all(const Run& run, const T* first, const M* second, const T* relevance, const double* psi,
              S* parts, double* total, const SplitLayout& layout) {
   const int64_t size = layout.rows * layout.columns;
   std::vector<double> partial(layout.samples * tasks_of(size));
@@ -148,8 +159,8 @@ void run_all(const Run& run, const T* first, const T* second, const T* relevance
 
 }  // namespace
 
-template <typename T, typename S>
-void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,
+template <typename T, typename M, typename S>
+void split_quotient(const T* first, const M* second, const T* relevance, const double* psi,
                     const T* bias, const Channels& channels, S* parts, double* total,
                     const SplitLayout& layout, Form form, const Rule& rule) {
   with_rule<T>(rule, [&](const auto& typed) {
@@ -159,13 +170,14 @@ void split_quotient(const T* first, const T* second, const T* relevance, const d
   });
 }
 
-#define RAPKERNELS_INSTANTIATE(T, S)                                                   \
-  template void split_quotient(const T*, const T*, const T*, const double*, const T*,  \
+#define RAPKERNELS_INSTANTIATE(T, M, S)                                                \
+  template void split_quotient(const T*, const M*, const T*, const double*, const T*,  \
                                const Channels&, S*, double*, const SplitLayout&, Form, \
                                const Rule&);
-RAPKERNELS_INSTANTIATE(float, float)
-RAPKERNELS_INSTANTIATE(double, double)
-RAPKERNELS_INSTANTIATE(float, c10::BFloat16)
+RAPKERNELS_INSTANTIATE(float, float, float)
+RAPKERNELS_INSTANTIATE(double, double, double)
+RAPKERNELS_INSTANTIATE(float, float, c10::BFloat16)
+RAPKERNELS_INSTANTIATE(float, c10::BFloat16, c10::BFloat16)
 #undef RAPKERNELS_INSTANTIATE
 
 }  // namespace rapkernels::cpu

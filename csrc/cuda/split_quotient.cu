@@ -81,8 +81,8 @@ void run(const Body& body, double* total) {
 
 }  // namespace
 
-template <typename T, typename S>
-void split_quotient(const T* first, const T* second, const T* relevance, const double* psi,
+template <typename T, typename M, typename S>
+void split_quotient(const T* first, const M* second, const T* relevance, const double* psi,
                     const T* bias, const Channels& channels, S* parts, double* total,
                     const SplitLayout& layout, Form form, const Rule& rule) {
   const int64_t size = layout.rows * layout.columns;

@@ -238,10 +238,10 @@ def relprop_conv(
         nonnegative: the caller's promise that no entry of ``x`` is negative, which saves work.
         bias: ``(O,)``, in the dtype of ``x``, or None for 0.
         parameters: those of the rule, finite and at least 0.
-        precision: "bf16" lets the native kernels round S+, S- and the weight to bfloat16, with
-            float32 sums, on the way back of a float32 layer, where they have that: on a processor
-            with AVX512-BF16, for 2-d convolutions without groups of 16 channels and more. Here it
-            changes nothing.
+        precision: "bf16" lets the native kernels round S+, S- and the weight to bfloat16, and of
+            inputs that are not negative ``x`` and ``Z-`` too, with float32 sums, where they have
+            that: float32 on a processor with AVX512-BF16, 2-d convolutions without groups of 16
+            channels and more. Here it changes nothing.
 
     Returns:
         ``(values, psi, scale, absorbed)``: values ``(T N, C, *size)``, the rest ``(T N,)`` float64;

@@ -64,7 +64,7 @@ class Method:
         strict: whether operations without a rule are refused; else they are linearised.
         attention: "constant" where attention weights are constants, "attnlrp" where they carry
             relevance (see :mod:`rapkernels.rules.attnlrp`).
-        precision: "fp32", or "bf16" where convolutions may round on the way back.
+        precision: "fp32", or "bf16" where convolutions may round what they split.
         check: raises ArgumentError where the settings do not fit a graph; called with the graph,
             the family of each activation's rule, and the settings.
     """

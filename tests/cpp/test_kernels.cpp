@@ -3,12 +3,14 @@
 #include <c10/util/BFloat16.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <random>
 #include <vector>
 
 #include "check.h"
+#include "cpu/rounded_weight.h"
 #include "kernels.h"
 #include "rules.h"
 
@@ -119,6 +121,58 @@ void quotients_are_rounded() {
   run(rounded, total_rounded);
   CHECK(total[1] == total_rounded[1]);
   for (size_t i = 0; i < whole.size(); ++i) CHECK(rounded[i].x == c10::BFloat16(whole[i]).x);
+}
+
+void quotients_of_rounded_sums() {
+  const int64_t samples = 2, size = 1500;
+  const auto z = random<float>(samples * size, 3);
+  const auto magnitudes = random<float>(samples * size, 4, true);
+  const auto r = random<float>(samples * size, 5);
+  std::vector<c10::BFloat16> negative(magnitudes.begin(), magnitudes.end());
+  std::vector<double> total(samples);
+  std::vector<c10::BFloat16> parts(2 * samples * size);
+  cpu::split_quotient<float>(
+      z.data(), negative.data(), r.data(), nullptr, nullptr, {}, parts.data(), total.data(),
+      {samples, samples, 1, size, size, 0, samples * size}, Form::kRounded, {Rule::kRapConv, {}});
+  int64_t without_positive = 0;
+  for (int64_t i = 0; i < samples * size; ++i) {
+    const auto n = static_cast<float>(negative[i]);
+    const bool is_rounding = z[i] + n <= 0x1p-6f * n;
+    without_positive += is_rounding;
+    const Quotient<float> wanted = RapConv::quotient(r[i], is_rounding ? 0.0f : z[i] + n, n);
+    CHECK(parts[i].x == c10::BFloat16(wanted.positive).x);
+    CHECK(parts[samples * size + i].x == c10::BFloat16(wanted.negative).x);
+  }
+  CHECK(without_positive > 100);
+  CHECK(without_positive < samples * size / 2);
+}
+
+void negative_weights_are_rounded() {
+  const int64_t outputs = 3, inputs = 37, rows = 2, columns = 5;
+  auto weight = random<float>(outputs * inputs * rows * columns, 6);
+  weight[1] = -1.00390625f;  // between two neighbours: to the even one
+  weight[2] = -std::numeric_limits<float>::infinity();
+  // As PyTorch keeps it, channels last, and with the inputs outermost.
+  const std::array<int64_t, 4> layouts[] = {{inputs * rows * columns, rows * columns, columns, 1},
+                                            {inputs * rows * columns, 1, columns * inputs, inputs},
+                                            {rows * columns, outputs * rows * columns, columns, 1}};
+  for (const auto& strides : layouts) {
+    std::vector<c10::BFloat16> negative(weight.size());
+    cpu::round_negative_weight(weight.data(), {outputs, inputs, rows, columns}, strides,
+                               negative.data());
+    int64_t at = 0;
+    for (int64_t o = 0; o < outputs; ++o) {
+      for (int64_t y = 0; y < rows; ++y) {
+        for (int64_t x = 0; x < columns; ++x) {
+          for (int64_t i = 0; i < inputs; ++i) {
+            const float w =
+                weight[o * strides[0] + i * strides[1] + y * strides[2] + x * strides[3]];
+            CHECK(negative[at++].x == c10::BFloat16(w < 0 ? -w : 0.0f).x);
+          }
+        }
+      }
+    }
+  }
 }
 
 template <typename T>
@@ -292,5 +346,7 @@ int main() {
   all<float>();
   all<double>();
   quotients_are_rounded();
+  quotients_of_rounded_sums();
+  negative_weights_are_rounded();
   return report();
 }
