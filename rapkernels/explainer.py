@@ -79,8 +79,8 @@ class Explainer(ABC):
         precision: "bf16" does the products of relevance and weights of convolutions in bfloat16
             with float32 sums, and those of activations and negative weights that tell negative
             messages apart, where the processor has instructions for that: about twice as fast
-            there, with errors of a few thousandths of a map's largest entry. Activations and the output
-            stay as they are. Else, and where a layer has no such kernel, float32 stays.
+            there, with errors of a few thousandths of a map's largest entry. Activations and the
+            output stay as they are. Else, and where a layer has no such kernel, float32 stays.
 
     Raises:
         ArgumentTypeError: ``model`` is not a module, ``rules`` no dict of rules, ``output`` none of
